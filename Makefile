@@ -1,0 +1,50 @@
+# The two commands of the README are `make demo` and `make test`; each makes the environment it needs.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+PEERS  := .venv-peers
+
+.PHONY: venv demo test lint test-slow peers bench quality clean
+
+venv: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: venv
+	$(BIN)/apportion demo
+
+lint: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest -q
+
+# Minutes each: laws at full size, the demo as a user runs it.
+test-slow: venv
+	$(BIN)/python -m pytest -q -m slow
+
+# Agreement with the field's own code, in an environment of its own.
+peers: $(PEERS)/.installed
+	$(PEERS)/bin/python -m pytest -q -m peers
+
+$(PEERS)/.installed: pyproject.toml constraints.txt
+	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[peers]' pytest
+	touch $@
+
+bench: venv
+	$(BIN)/apportion bench step --parts --memory
+
+quality: venv
+	$(BIN)/python benchmarks/quality.py benchmarks/quality.json
+
+clean:
+	rm -rf $(VENV) $(PEERS) .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,63 @@
+"""Sparse autoencoders that give each input the features it needs.
+
+import apportion as ap
+
+sae = ap.load("runs/mutual_choice-k32")   # frozen, calibrated, takes raw activations
+code = sae.encode(x)                      # x: [..., d_in] -> Code, ragged and sparse
+x_hat = sae.decode(code)
+ap.train(configs, source, out)            # many SAEs on one stream
+ap.evaluate(sae, source)                  # the measures, on held-out tokens
+"""
+
+from importlib.metadata import version
+
+from .activations import LiveSource, Source, StoreSource, TensorSource
+from .affinities import Affinities, Pairs
+from .allocators import Allocation, Allocator, AllocatorConfig
+from .budgets import Budget, BudgetConfig
+from .clock import END, Clock
+from .code import Code
+from .errors import ApportionError
+from .evaluate import evaluate
+from .firing import Firing
+from .io import load_sae as load
+from .io import save_sae as save
+from .objectives import Objective, ObjectiveConfig
+from .recipes import find_recipe as recipe
+from .sae import SAE, SAEConfig
+from .trace import Dictionary, Trace
+from .training import RunConfig, TrainConfig, train
+
+__version__ = version("apportion")
+
+__all__ = [
+    "END",
+    "SAE",
+    "Affinities",
+    "Allocation",
+    "Allocator",
+    "AllocatorConfig",
+    "ApportionError",
+    "Budget",
+    "BudgetConfig",
+    "Clock",
+    "Code",
+    "Dictionary",
+    "Firing",
+    "LiveSource",
+    "Objective",
+    "ObjectiveConfig",
+    "Pairs",
+    "RunConfig",
+    "SAEConfig",
+    "Source",
+    "StoreSource",
+    "TensorSource",
+    "Trace",
+    "TrainConfig",
+    "evaluate",
+    "load",
+    "recipe",
+    "save",
+    "train",
+]

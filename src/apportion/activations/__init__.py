@@ -1,0 +1,39 @@
+"""Activations: where they come from, how they are kept, and how they are handed to training.
+
+In this room:
+
+- the contract: ``source`` (``Source``, ``Stream``, ``Batch``);
+- the sources: ``rows`` (``StoreSource`` over a captured store, ``TensorSource`` over a tensor) and ``live``
+  (``LiveSource``, captured while used);
+- the way into a store: ``texts`` and ``installed`` (documents), ``models``, ``contexts`` (windows of tokens),
+  ``capture`` (hooks), ``extract`` (rows), ``plan`` (what goes into which shard), ``store`` (the capture
+  itself);
+- the way out: ``manifest``, ``shards`` and ``files`` (what is on disk), ``reading``, ``splits``, ``shuffle``;
+- ``scale``, the input scale.
+
+To add a source, write one file with a final subclass of ``Source``. If its rows can be read in any order,
+give ``rows.SplitRows`` an object with ``gather``; if it makes its rows as it goes, give
+``shuffle.PooledStream`` an object with ``load``, pure in (seed, place). Either brings full batches,
+prefetching and resume to the bit.
+"""
+
+from .installed import installed_text
+from .live import LiveSource
+from .models import load_model
+from .rows import StoreSource, TensorSource
+from .source import Batch, Source, Stream
+from .store import capture_to_store
+from .texts import load_documents
+
+__all__ = [
+    "Batch",
+    "LiveSource",
+    "Source",
+    "StoreSource",
+    "Stream",
+    "TensorSource",
+    "capture_to_store",
+    "installed_text",
+    "load_documents",
+    "load_model",
+]

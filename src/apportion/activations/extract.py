@@ -1,0 +1,79 @@
+"""Contexts through a model: the activations of their kept tokens, one row each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..errors import InvalidInput, NonFiniteActivations
+from .capture import capture
+from .contexts import Window, pad
+from .models import LoadedModel
+
+
+def forward_batches(windows: Sequence[Window], batch_size: int) -> list[list[int]]:
+    """The windows in batches of similar length, so that little is padded: indices into ``windows``."""
+    order = sorted(range(len(windows)), key=lambda i: (-len(windows[i].ids), i))
+    return [order[at : at + batch_size] for at in range(0, len(order), batch_size)]
+
+
+def extract_rows(
+    loaded: LoadedModel,
+    modules: Sequence[str],
+    windows: Sequence[Window],
+    batch_size: int,
+    dtype: torch.dtype,
+) -> dict[str, Tensor]:
+    """[rows, width] on the CPU for each module: the kept tokens of ``windows``, in their order.
+
+    Raises: ``NonFiniteActivations`` naming document and position, ``InvalidInput`` if a module's positions
+    are not those of the tokens.
+    """
+    counts = np.array([window.rows for window in windows], np.int64)
+    begins = torch.from_numpy(np.concatenate([[0], counts.cumsum()]))
+    rows: dict[str, Tensor] = {}
+    for batch in forward_batches(windows, batch_size):
+        contexts = pad([windows[i] for i in batch])
+        keep = contexts.keep
+        place = (begins[batch][:, None] + keep.cumsum(1) - 1)[keep]
+        for path, hidden in capture(loaded.model, modules, contexts.inputs(loaded.device)).items():
+            if hidden.shape[:2] != keep.shape:
+                raise InvalidInput(
+                    f"module {path!r} gave {tuple(hidden.shape)} for contexts of shape {tuple(keep.shape)}; "
+                    "expected one position per token: choose another module"
+                )
+            kept = hidden.cpu()[keep].to(dtype)
+            if path not in rows:
+                rows[path] = torch.empty(int(begins[-1]), kept.shape[1], dtype=dtype)
+            rows[path][place] = kept
+    for path, tensor in rows.items():
+        _check_finite(tensor, path, windows)
+    return rows
+
+
+def row_columns(windows: Sequence[Window]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Document and position of every row of ``windows``, each [rows]."""
+    counts = np.array([window.rows for window in windows], np.int64)
+    document = np.repeat(np.array([window.document for window in windows], np.int32), counts)
+    start = np.repeat(np.array([window.start for window in windows], np.int64), counts)
+    within = np.arange(counts.sum()) - np.repeat(counts.cumsum() - counts, counts)
+    return document, (start + within).astype(np.int32)
+
+
+def _check_finite(rows: Tensor, path: str, windows: Sequence[Window]) -> None:
+    # A sum is finite only if every term is; the exact search is left for when it is not.
+    if bool(torch.isfinite(rows.sum(dtype=torch.float32))):
+        return
+    bad = (~torch.isfinite(rows).all(1)).nonzero()
+    if len(bad):
+        document, position = row_columns(windows)
+        at = int(bad[0])
+        raise NonFiniteActivations(
+            f"module {path!r} gave a NaN or infinite activation at document {document[at]}, position "
+            f"{position[at]} (stored as {str(rows.dtype).removeprefix('torch.')}); use a wider dtype or "
+            "repair the model or that text"
+        )

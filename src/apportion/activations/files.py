@@ -1,0 +1,142 @@
+"""``Folder``: one directory on disk or on any fsspec file system, written atomically and read by ranges."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from ..errors import InvalidInput, MissingExtra, StorageFailure
+
+_T = TypeVar("_T")
+
+
+def resolve_url(path: str | Path) -> tuple[Any, str]:
+    """The file system and the path in it that a local path or an fsspec URL names.
+
+    Raises ``InvalidInput`` for an unknown protocol, ``MissingExtra`` if its library is not installed.
+    """
+    try:
+        fs, root = fsspec.core.url_to_fs(str(Path(path).expanduser()) if "://" not in str(path) else str(path))
+    except ValueError as error:
+        raise InvalidInput(f"cannot open {str(path)!r}: {error}; use a local path or an fsspec URL") from None
+    except ImportError as error:
+        raise MissingExtra(f"cannot open {str(path)!r}: {error}") from None
+    return fs, str(root).rstrip("/") or "/"
+
+
+class Folder:
+    """One directory. Every failure of the file system is a ``StorageFailure`` that names the path."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.url = str(path)
+        self._fs, self._root = resolve_url(path)
+        self.local = Path(self._root) if isinstance(self._fs, LocalFileSystem) else None
+
+    def path(self, name: str) -> str:
+        """The full path of the entry ``name``."""
+        return f"{self._root}/{name}"
+
+    def create(self) -> None:
+        """Make the directory and its parents; nothing happens if it is there."""
+        try:
+            self._fs.makedirs(self._root, exist_ok=True)
+        except OSError as error:
+            raise _failure("create the folder", self._root, error) from None
+
+    def exists(self, name: str) -> bool:
+        """Whether ``name`` is there."""
+        return bool(self._fs.exists(self.path(name)))
+
+    def size(self, name: str) -> int:
+        """Bytes of ``name``, or -1 if it is not there."""
+        try:
+            return int(self._fs.size(self.path(name)))
+        except FileNotFoundError:
+            return -1
+
+    def read(self, name: str) -> bytes:
+        """All of ``name``."""
+        return self._guarded(name, lambda path: bytes(self._fs.cat_file(path)))
+
+    def read_range(self, name: str, start: int, stop: int) -> bytes:
+        """Bytes ``start`` to ``stop`` of ``name``."""
+        return self._guarded(name, lambda path: bytes(self._fs.cat_file(path, start=start, end=stop)))
+
+    def read_ranges(self, name: str, starts: Sequence[int], stops: Sequence[int]) -> list[bytes]:
+        """Several byte ranges of ``name``, fetched together where the file system can."""
+
+        def fetch(path: str) -> list[bytes]:
+            return list(self._fs.cat_ranges([path] * len(starts), list(starts), list(stops), on_error="raise"))
+
+        return self._guarded(name, fetch)
+
+    def stream(self, name: str, consume: Callable[[BinaryIO], _T]) -> _T:
+        """What ``consume`` makes of the open file ``name``."""
+
+        def run(path: str) -> _T:
+            with self._fs.open(path, "rb") as file:
+                return consume(file)
+
+        return self._guarded(name, run)
+
+    def remove(self, name: str) -> None:
+        """Delete ``name``; nothing happens if it is not there."""
+        with contextlib.suppress(FileNotFoundError):
+            self._fs.rm_file(self.path(name))
+
+    def clear_temporaries(self) -> None:
+        """Delete what an interrupted ``write`` left behind."""
+        for path in self._fs.ls(self._root, detail=False):
+            name = str(path).rsplit("/", 1)[-1]
+            if name.startswith(".") and name.endswith(".tmp"):
+                self.remove(name)
+
+    def write(self, name: str, fill: Callable[[BinaryIO], _T]) -> _T:
+        """Let ``fill`` write the file ``name``, which appears whole or not at all, and return its result."""
+        temporary = f".{name}.tmp"
+        try:
+            with self._fs.open(self.path(temporary), "wb") as file:
+                result = fill(file)
+                file.flush()
+                if self.local is not None:
+                    os.fsync(file.fileno())
+            self._publish(temporary, name)
+        except BaseException as error:
+            with contextlib.suppress(OSError):
+                self.remove(temporary)
+            if isinstance(error, OSError) and not isinstance(error, StorageFailure):
+                raise _failure("write", self.path(name), error) from None
+            raise
+        return result
+
+    def _publish(self, temporary: str, name: str) -> None:
+        if self.local is None:
+            self._fs.mv(self.path(temporary), self.path(name))
+            return
+        (self.local / temporary).replace(self.local / name)
+        descriptor = os.open(self.local, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)  # the rename itself survives a power cut only once the folder is flushed
+        finally:
+            os.close(descriptor)
+
+    def _guarded(self, name: str, action: Callable[[str], _T]) -> _T:
+        path = self.path(name)
+        try:
+            return action(path)
+        except OSError as error:
+            raise _failure("read", path, error) from None
+
+
+def _failure(action: str, path: str, error: OSError) -> StorageFailure:
+    reason = error.strerror or str(error) or type(error).__name__
+    return StorageFailure(
+        f"cannot {action} {path}: {reason}; free space or correct the path and its permissions, then run the "
+        "same command again"
+    )

@@ -1,0 +1,193 @@
+"""``LiveSource``: activations captured while they are used, without a store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..errors import InvalidConfig, InvalidInput
+from .capture import resolve_module
+from .contexts import Contexts, Window, batch_windows, check_context, windows_of
+from .extract import extract_rows, row_columns
+from .models import LoadedModel, load_model
+from .plan import fingerprint
+from .shuffle import Place, PooledStream, generator, join, select_rows
+from .source import BLOCK_ROWS, Batch, Source, Split, Stream
+from .splits import Ints, in_part, parts_of
+from .texts import Document
+
+_CHUNK = 16  # documents tokenised together: a pool may end after any of them
+_BLOCK_WINDOWS = 64  # contexts captured together for held-out blocks
+
+
+class LiveSource(Source):
+    """Activations of one module, captured anew in every epoch. Memory holds two pools of rows.
+
+    A pool is as many consecutive documents, of a permutation of all training documents, as give
+    ``buffer_rows`` rows; so a small buffer mixes few documents. The last pool of an epoch may be smaller.
+
+    Args:
+        documents: as ``load_documents`` returns them.
+        context, batch_size: as for ``capture_to_store``.
+        heldout, split_seed, buffer_rows: as for ``StoreSource``.
+
+    Attributes:
+        documents: the id of every document; ``Batch.document`` is an index into it.
+    """
+
+    def __init__(
+        self,
+        model: LoadedModel | str,
+        module: str,
+        documents: Sequence[Document],
+        *,
+        context: int = 128,
+        batch_size: int = 32,
+        heldout: float = 0.2,
+        split_seed: int = 0,
+        buffer_rows: int = 65_536,
+    ) -> None:
+        if batch_size < 1 or buffer_rows < 1:
+            raise InvalidConfig(
+                f"batch_size = {batch_size}, buffer_rows = {buffer_rows}; raise both to 1 at least"
+            )
+        loaded = load_model(model) if isinstance(model, str) else model
+        resolve_module(loaded.model, module)
+        check_context(loaded.model, loaded.tokenizer, context)
+        self.documents = [document.id for document in documents]
+        self._settings = {"context": context, "heldout": heldout, "split_seed": split_seed}
+        self._model, self._module = loaded.name, module
+        self._parts = parts_of(self.documents, heldout, split_seed)
+        train = np.flatnonzero(in_part(self._parts, "train"))
+        self._pools = _LivePools(loaded, module, documents, train, context, batch_size, buffer_rows)
+        self._d_in = self._pools.width()
+
+    @property
+    def d_in(self) -> int:
+        return self._d_in
+
+    def describe(self) -> dict[str, Any]:
+        counts = {"d_in": self.d_in, "documents": len(self.documents), "fingerprint": self._pools.digest}
+        return {"kind": "live", "model": self._model, "module": self._module, **counts, **self._settings}
+
+    def stream(self, batch_size: int, seed: int, state: dict[str, Any] | None = None) -> Stream:
+        return PooledStream(self._pools, batch_size, seed, state)
+
+    def blocks(self, split: Split, limit: int | None = None) -> Iterator[Batch]:
+        windows = self._pools.windows(self._heldout(split))
+        return _cut_blocks(self._pools.batches(windows), limit)
+
+    def contexts(self, split: Split, batch_size: int = 32, limit_rows: int | None = None) -> Iterator[Contexts]:
+        """The contexts of a held-out part, as ``StoreSource.contexts`` gives them."""
+        return batch_windows(self._pools.windows(self._heldout(split)), batch_size, limit_rows)
+
+    def _heldout(self, split: Split) -> Ints:
+        chosen = np.flatnonzero(in_part(self._parts, split))
+        if len(chosen) == 0:
+            raise InvalidInput(
+                f"the held-out part {split!r} of {len(self.documents)} documents is empty; give more "
+                "documents or hold out a larger share"
+            )
+        return chosen
+
+
+class _LivePools:
+    """Pools captured on demand; a place is an index into the epoch's permutation of training documents."""
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        module: str,
+        documents: Sequence[Document],
+        train: Ints,
+        context: int,
+        batch_size: int,
+        buffer_rows: int,
+    ) -> None:
+        self._loaded, self._module, self._documents, self._train = loaded, module, documents, train
+        self._context, self._batch_size, self._buffer = context, batch_size, buffer_rows
+        self._targets = bool(documents) and documents[0].target is not None
+        self.digest = ""
+        for document in documents:
+            if (document.target is not None) != self._targets:
+                raise InvalidInput(f"document {document.id!r} differs in having a target; give all one, or none")
+            self.digest = fingerprint(self.digest, document)
+
+    def width(self) -> int:
+        """Width of the module, found out with one context."""
+        window = next(self.windows(np.arange(len(self._documents))), None)
+        if window is None:
+            raise InvalidInput(f"the {len(self._documents)} documents hold no token; give documents with text")
+        return self._capture([window]).x.shape[1]
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {"documents": self.digest, "training": len(self._train), "buffer_rows": self._buffer}
+
+    def load(self, seed: int, place: Place) -> tuple[Batch, Place]:
+        order = self._train[generator(seed, place.epoch).permutation(len(self._train))]
+        taken: list[Window] = []
+        rows, at = 0, place.at
+        for own in self._tokenised(order[place.at :]):
+            if rows >= self._buffer:
+                break
+            taken += own
+            rows, at = rows + sum(window.rows for window in own), at + 1
+        after = Place(place.epoch, at) if at < len(order) else Place(place.epoch + 1, 0)
+        if not taken:
+            return Batch(torch.empty(0, 0)), after
+        shuffled = torch.from_numpy(generator(seed, place.epoch, place.at).permutation(rows))
+        return select_rows(self._capture(taken), shuffled), after
+
+    def windows(self, documents: Ints) -> Iterator[Window]:
+        """The contexts of these documents, in this order."""
+        return (window for own in self._tokenised(documents) for window in own)
+
+    def batches(self, windows: Iterator[Window]) -> Iterator[Batch]:
+        """The rows of ``windows``, some contexts at a time."""
+        held: list[Window] = []
+        for window in windows:
+            held.append(window)
+            if len(held) == _BLOCK_WINDOWS:
+                yield self._capture(held)
+                held = []
+        if held:
+            yield self._capture(held)
+
+    def _tokenised(self, documents: Ints) -> Iterator[list[Window]]:
+        for at in range(0, len(documents), _CHUNK):
+            numbers = documents[at : at + _CHUNK].tolist()
+            texts = [self._documents[number].text for number in numbers]
+            for number, own in zip(
+                numbers, windows_of(texts, 0, self._loaded.tokenizer, self._context), strict=True
+            ):
+                yield [Window(window.ids, window.keep, number, window.start) for window in own]
+
+    def _capture(self, windows: Sequence[Window]) -> Batch:
+        rows = extract_rows(self._loaded, [self._module], windows, self._batch_size, torch.float32)
+        columns: list[NDArray[np.int32]] = list(row_columns(windows))
+        document, position = (torch.from_numpy(column).long() for column in columns)
+        target = None
+        if self._targets:
+            target = torch.tensor([self._documents[int(number)].target for number in columns[0]])
+        return Batch(rows[self._module], document, position, target)
+
+
+def _cut_blocks(batches: Iterator[Batch], limit: int | None) -> Iterator[Batch]:
+    """The rows of ``batches`` in blocks of ``BLOCK_ROWS``, at most ``limit`` of them."""
+    left = limit
+    held: list[Batch] = []
+    for batch in batches:
+        held = [join([*held, batch])]
+        while len(held[0].x) >= BLOCK_ROWS and (left is None or left > 0):
+            size = BLOCK_ROWS if left is None else min(BLOCK_ROWS, left)
+            yield select_rows(held[0], slice(0, size))
+            held = [select_rows(held[0], slice(BLOCK_ROWS, None))]
+            left = None if left is None else left - size
+        if left is not None and left <= 0:
+            return
+    if held and len(held[0].x):
+        yield select_rows(held[0], slice(0, left))

@@ -1,0 +1,164 @@
+"""The description of a store on disk: ``manifest.json`` when it is complete, ``progress.json`` until then."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Literal
+
+from pydantic import Field, JsonValue
+
+from ..config import Config
+from ..errors import CorruptStore, InvalidConfig, InvalidInput, StorageFailure
+from .files import Folder
+
+FORMAT: Literal["apportion-store"] = "apportion-store"
+VERSION = 1
+MANIFEST, PROGRESS = "manifest.json", "progress.json"
+
+
+class CaptureSettings(Config):
+    """What decides the bytes of a store, besides the documents.
+
+    Attributes:
+        model: name or path of the model.
+        modules: paths of the captured modules.
+        context: most tokens in a context, special tokens included.
+        batch_size: contexts per forward pass.
+        shard_rows: most rows in a shard; a shard holds whole contexts.
+        max_rows: the store ends after that many rows.
+        data: where the documents come from, in the words of whoever captured.
+    """
+
+    model: str
+    modules: tuple[str, ...] = Field(min_length=1)
+    context: int = Field(default=128, ge=2)
+    batch_size: int = Field(default=32, ge=1)
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    shard_rows: int = Field(default=65_536, ge=1)
+    max_rows: int | None = Field(default=None, ge=1)
+    data: JsonValue = None
+
+
+class ShardEntry(Config):
+    """One shard: the rows of consecutive contexts.
+
+    Attributes:
+        bytes: size of the file.
+        sha256: of the file.
+        first_document: index of the document that its first row belongs to (or of an empty one before it).
+        documents: number of documents that it covers; the last may go on in the next shard.
+    """
+
+    file: str
+    rows: int
+    bytes: int
+    sha256: str
+    first_document: int
+    documents: int
+    contexts: int
+
+
+class Cursor(Config):
+    """Where the next shard begins: a document and one of its windows."""
+
+    document: int = 0
+    window: int = 0
+
+
+class Progress(Config):
+    """What an unfinished capture has on disk.
+
+    Attributes:
+        widths: width of each module's activations.
+        targets: whether the documents carry a target.
+        fingerprint: of the documents that the shards were made from.
+    """
+
+    format: Literal["apportion-store"] = FORMAT
+    version: int = VERSION
+    settings: CaptureSettings
+    widths: dict[str, int] = Field(default_factory=dict)
+    targets: bool = False
+    shards: tuple[ShardEntry, ...] = ()
+    cursor: Cursor = Cursor()
+    fingerprint: str = ""
+
+    @property
+    def rows(self) -> int:
+        """Rows on disk."""
+        return sum(shard.rows for shard in self.shards)
+
+
+class Manifest(Config):
+    """A complete store.
+
+    Attributes:
+        modules: width of each captured module's activations, by its path.
+        documents: number of documents read, those without a captured token included.
+        fingerprint: of these documents (ids, texts and targets, in order).
+        targets: whether each row carries the target of its document.
+    """
+
+    format: Literal["apportion-store"] = FORMAT
+    version: int = VERSION
+    model: str
+    modules: dict[str, int]
+    dtype: Literal["float32", "float16", "bfloat16"]
+    rows: int
+    documents: int
+    fingerprint: str
+    targets: bool
+    settings: CaptureSettings
+    shards: tuple[ShardEntry, ...]
+
+
+def read_manifest(folder: Folder) -> Manifest:
+    """The manifest of a complete store.
+
+    Raises ``StorageFailure`` where there is no store, ``CorruptStore`` for an unfinished or damaged one and
+    ``InvalidInput`` for one of a newer format.
+    """
+    if not folder.exists(MANIFEST):
+        if folder.exists(PROGRESS):
+            raise CorruptStore(f"the store {folder.url} is unfinished; run its capture again to complete it")
+        raise StorageFailure(f"there is no store at {folder.url}; give the folder that `capture` wrote")
+    data = _read(folder, MANIFEST)
+    try:
+        return Manifest.parse(data, MANIFEST)
+    except InvalidConfig as error:
+        raise CorruptStore(f"{folder.path(MANIFEST)} is damaged ({error}); restore it from a copy") from None
+
+
+def read_progress(folder: Folder) -> Progress | None:
+    """What an unfinished capture left, if anything."""
+    if not folder.exists(PROGRESS):
+        return None
+    data = _read(folder, PROGRESS)
+    try:
+        return Progress.parse(data, PROGRESS)
+    except InvalidConfig as error:
+        raise CorruptStore(
+            f"{folder.path(PROGRESS)} is damaged ({error}); delete the folder and capture again"
+        ) from None
+
+
+def write_json(folder: Folder, name: str, config: Config) -> None:
+    """Write ``config`` atomically; equal configs give equal bytes."""
+    text = json.dumps(config.model_dump(mode="json"), indent=1) + "\n"
+    folder.write(name, lambda file: file.write(text.encode()))
+
+
+def _read(folder: Folder, name: str) -> Any:
+    try:
+        data = json.loads(folder.read(name))
+    except ValueError as error:
+        raise CorruptStore(f"{folder.path(name)} is not JSON ({error}); restore it from a copy") from None
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise CorruptStore(f"{folder.path(name)} does not describe an activation store; give another folder")
+    version = data.get("version")
+    if not isinstance(version, int) or version > VERSION:
+        raise InvalidInput(
+            f"the store {folder.url} has format version {version!r} and this apportion reads up to "
+            f"{VERSION}; upgrade apportion or capture again"
+        )
+    return data

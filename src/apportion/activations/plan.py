@@ -1,0 +1,150 @@
+"""How documents become shards: a deterministic function of the documents and the capture settings."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from ..errors import InvalidConfig, InvalidInput
+from .contexts import Window, windows_of
+from .manifest import CaptureSettings, Cursor
+from .texts import Document
+
+_CHUNK = 16  # documents tokenised together: enough for the tokenizer's threads, little to hold
+
+
+def fingerprint(previous: str, document: Document) -> str:
+    """The fingerprint of all documents up to this one, from that of the documents before it."""
+    text = json.dumps([previous, document.id, document.text, document.target])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class ShardPlan:
+    """What goes into one shard.
+
+    Attributes:
+        windows: its contexts, in document order.
+        first: index of the first of its documents.
+        documents: those it covers, the ones without a window included.
+        end: where the next shard begins.
+        fingerprint: of all documents that this shard and those before it touch.
+    """
+
+    windows: list[Window]
+    first: int
+    documents: list[Document]
+    end: Cursor
+    fingerprint: str
+
+
+class Plan:
+    """One walk over the documents, which yields shards.
+
+    Attributes:
+        documents: how many documents were read so far.
+        fingerprint: of these.
+    """
+
+    def __init__(self, settings: CaptureSettings, tokenizer: Any, documents: Iterable[Document]) -> None:
+        self._settings, self._tokenizer = settings, tokenizer
+        self._stream = iter(documents)
+        self._covered: list[Document] = []
+        self._before = ""
+        self._targets: bool | None = None
+        self.documents = 0
+        self.fingerprint = ""
+
+    def shards(self, start: Cursor, rows: int, expected: str) -> Iterator[ShardPlan]:
+        """The shards from ``start`` on; call it once.
+
+        Args:
+            rows: rows in the shards before.
+            expected: fingerprint of the documents that those shards touch.
+
+        Raises: ``InvalidConfig`` if the documents before ``start`` are not those of the shards on disk,
+        ``InvalidInput`` if only some documents have a target.
+        """
+        room, budget = self._settings.shard_rows, self._settings.max_rows
+        shard: list[Window] = []
+        filled = 0
+        for number, window in self._windows(start, expected):
+            if rows == budget:
+                break
+            clipped = window if budget is None else window.clip(budget - rows)
+            if filled + clipped.rows > room:
+                yield self._cut(shard, number)
+                shard, filled = [], 0
+            shard.append(clipped)
+            filled, rows = filled + clipped.rows, rows + clipped.rows
+            if rows == budget:
+                yield self._cut(shard, number + 1)
+                return
+        if shard:
+            end = Cursor(document=self.documents)
+            yield ShardPlan(shard, end.document - len(self._covered), self._covered, end, self.fingerprint)
+
+    def verify(self, documents: int, expected: str, whole: bool) -> None:
+        """Refuse documents that a finished store was not made from (from all of them if ``whole``)."""
+        for document in islice(self._stream, documents + whole):
+            self._read(document)
+            self._covered.clear()
+        self._check(Cursor(document=documents), expected)
+
+    def _cut(self, shard: list[Window], number: int) -> ShardPlan:
+        """A shard that ends before window ``number`` of the document read last."""
+        end = Cursor(document=self.documents - 1, window=number)
+        covered, self._covered = self._covered, self._covered[-1:]
+        first = self.documents - len(covered)
+        if number == 0:  # it ends with the document before
+            return ShardPlan(shard, first, covered[:-1], end, self._before)
+        return ShardPlan(shard, first, covered, end, self.fingerprint)
+
+    def _windows(self, start: Cursor, expected: str) -> Iterator[tuple[int, Window]]:
+        """Every window from ``start`` on with its number in its document."""
+        for document in islice(self._stream, start.document):
+            self._read(document)
+        self._covered = []
+        if start.window == 0 or self.documents < start.document:
+            self._check(start, expected)
+        while chunk := list(islice(self._stream, _CHUNK)):
+            texts = [_text(document) for document in chunk]
+            windows = windows_of(texts, self.documents, self._tokenizer, self._settings.context)
+            for document, own in zip(chunk, windows, strict=True):
+                begun = start.window if self.documents == start.document else 0
+                self._read(document)
+                if begun:
+                    self._check(start, expected)
+                yield from list(enumerate(own))[begun:]
+        if self.documents <= start.document and start.window:
+            self._check(start, expected)
+
+    def _read(self, document: Document) -> None:
+        _text(document)
+        has_target = document.target is not None
+        if self._targets not in (None, has_target):
+            raise InvalidInput(
+                f"document {document.id!r} has {'a' if has_target else 'no'} target unlike those before "
+                "it; give every document a finite target, or none"
+            )
+        self._targets = has_target
+        self._before, self.fingerprint = self.fingerprint, fingerprint(self.fingerprint, document)
+        self._covered.append(document)
+        self.documents += 1
+
+    def _check(self, start: Cursor, expected: str) -> None:
+        if self.fingerprint != expected:
+            raise InvalidConfig(
+                f"the documents are not the {start.document + (start.window > 0)} that the capture on disk was "
+                "made from; repeat it with the same data, or delete the folder and capture again"
+            )
+
+
+def _text(document: Document) -> str:
+    if not isinstance(document, Document):
+        raise InvalidInput(f"{document!r:.60} is no Document; pass what `load_documents` returns")
+    return document.text

@@ -1,0 +1,196 @@
+"""A store that is read: its documents, and any rows of one module in any order."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..errors import NonFiniteActivations, UnknownName, nearest
+from .contexts import Window
+from .files import Folder
+from .manifest import ShardEntry, read_manifest
+from .shards import CARRIERS, Header, as_tensor, damaged, read_header
+from .source import Batch
+from .splits import Ints
+
+_CHUNK_BYTES = 1 << 20
+
+
+class ShardReader:
+    """One shard: rows of its tensors, from a memory map or by range reads, opened when first used."""
+
+    def __init__(self, folder: Folder, entry: ShardEntry) -> None:
+        self.entry = entry
+        self._folder = folder
+        self._header: Header | None = None
+        self._map: NDArray[np.uint8] | None = None
+
+    def verify(self, hashed: bool) -> None:
+        """Compare size, and if ``hashed`` the SHA-256, with the manifest. Raises ``CorruptStore``."""
+        size, entry = self._folder.size(self.entry.file), self.entry
+        if size < 0:
+            raise damaged(self._folder, entry.file, "it is missing")
+        if size != entry.bytes:
+            raise damaged(self._folder, entry.file, f"it has {size} bytes and should have {entry.bytes}")
+        if hashed and self._folder.stream(entry.file, _sha256) != entry.sha256:
+            raise damaged(self._folder, entry.file, "its SHA-256 is not the one in the manifest")
+
+    def header(self) -> Header:
+        """Its tensors and metadata."""
+        if self._header is None:
+            self._header = read_header(self._folder, self.entry.file, self.entry.bytes)
+        return self._header
+
+    def documents(self) -> list[str]:
+        """The ids of the documents that it covers."""
+        ids = json.loads(self.header().metadata.get("documents", "[]"))
+        if len(ids) != self.entry.documents:
+            fault = f"it names {len(ids)} documents and should name {self.entry.documents}"
+            raise damaged(self._folder, self.entry.file, fault)
+        return [str(name) for name in ids]
+
+    def whole(self, name: str) -> NDArray[Any]:
+        """All of the tensor ``name``, in its carrier type."""
+        entry = self._tensor(name)
+        stop = entry.begin + entry.row_bytes * entry.shape[0]
+        raw = self._folder.read_range(self.entry.file, entry.begin, stop)
+        return np.frombuffer(raw, CARRIERS[entry.dtype]).reshape(entry.shape)
+
+    def rows(self, name: str, rows: Ints) -> Tensor:
+        """[len(rows), ...] of the tensor ``name``, in its own dtype; ``rows`` ascend."""
+        entry = self._tensor(name)
+        if self._folder.local is None:
+            return as_tensor(self._fetch(name, rows), entry.dtype)
+        if self._map is None:
+            self._map = np.memmap(self._folder.local / self.entry.file, np.uint8, "r")
+        stop = entry.begin + entry.row_bytes * entry.shape[0]
+        mapped = self._map[entry.begin : stop].view(CARRIERS[entry.dtype]).reshape(entry.shape)
+        return as_tensor(np.take(mapped, rows, axis=0), entry.dtype)
+
+    def _tensor(self, name: str) -> Any:
+        entries = self.header().entries
+        if name not in entries:
+            raise damaged(self._folder, self.entry.file, f"it lacks the tensor {name!r}")
+        return entries[name]
+
+    def _fetch(self, name: str, rows: Ints) -> NDArray[Any]:
+        """The rows by range reads, one for every run of consecutive rows."""
+        entry = self._tensor(name)
+        cuts = np.flatnonzero(np.diff(rows) != 1) + 1
+        heads, lasts = rows[np.append(0, cuts)], rows[np.append(cuts - 1, len(rows) - 1)]
+        starts = (entry.begin + heads * entry.row_bytes).tolist()
+        stops = (entry.begin + (lasts + 1) * entry.row_bytes).tolist()
+        raw = bytearray().join(self._folder.read_ranges(self.entry.file, starts, stops))
+        return np.frombuffer(raw, CARRIERS[entry.dtype]).reshape(-1, *entry.shape[1:])
+
+
+class StoreReader:
+    """The rows of one module of a complete store.
+
+    Attributes:
+        manifest: what the store says of itself.
+        module: the module read.
+        documents: the id of every document, by its index.
+        begins, counts: [documents] first row and number of rows of each.
+    """
+
+    def __init__(self, folder: Folder, module: str | None, verify: bool) -> None:
+        self._folder = folder
+        self.manifest = read_manifest(folder)
+        self.module = self._choose(module)
+        self._shards = [ShardReader(folder, entry) for entry in self.manifest.shards]
+        for hashed in (False, True) if verify else (False,):
+            for shard in self._shards:
+                shard.verify(hashed)
+        self._offsets = np.cumsum([0, *(shard.entry.rows for shard in self._shards)])
+        self.documents, self.begins, self.counts = self._read_documents()
+
+    @property
+    def d_in(self) -> int:
+        """Width of the module's activations."""
+        return self.manifest.modules[self.module]
+
+    def gather(self, rows: Ints) -> Batch:
+        """The rows with these numbers, in this order, as float32.
+
+        Raises: ``NonFiniteActivations`` naming the shard and the row in it.
+        """
+        order = np.argsort(rows)
+        ascending, x = rows[order], torch.empty(len(rows), self.d_in)
+        document, position = (torch.empty(len(rows), dtype=torch.int64) for _ in range(2))
+        target = torch.empty(len(rows)) if self.manifest.targets else None
+        columns = {f"activations/{self.module}": x, "document": document, "position": position}
+        if target is not None:
+            columns["target"] = target
+        cuts = np.searchsorted(ascending, self._offsets)
+        for shard, first, start, stop in zip(self._shards, self._offsets, cuts, cuts[1:], strict=False):
+            if start < stop:
+                places = torch.from_numpy(order[start:stop])
+                for name, column in columns.items():
+                    column[places] = shard.rows(name, ascending[start:stop] - first).to(column.dtype)
+        self._check_finite(x, rows)
+        return Batch(x, document, position, target)
+
+    def windows(self, chosen: NDArray[np.bool_], end: int) -> Iterator[Window]:
+        """The contexts of the ``chosen`` documents, in order, that begin before row ``end``.
+
+        Args:
+            chosen: [documents].
+        """
+        for shard, first in zip(self._shards, self._offsets, strict=False):
+            if first >= end:
+                return
+            names = ("context_ids", "context_keep", "context_offsets", "context_document", "context_start")
+            ids, keep, offsets, documents, starts = (shard.whole(name) for name in names)
+            for at in np.flatnonzero(chosen[documents]):
+                own, document, start = slice(offsets[at], offsets[at + 1]), documents[at], starts[at]
+                if self.begins[document] + start >= end:
+                    return
+                yield Window(ids[own], keep[own], int(document), int(start))
+
+    def _choose(self, module: str | None) -> str:
+        modules = self.manifest.modules
+        if module is None and len(modules) == 1:
+            return next(iter(modules))
+        if module not in modules:
+            asked = "several modules and none was named" if module is None else f"no module {module!r}"
+            known = nearest(module or "", modules)
+            raise UnknownName(f"the store {self._folder.url} has {asked}; choose one of: {known}")
+        return module
+
+    def _read_documents(self) -> tuple[list[str], Ints, Ints]:
+        ids: list[str] = [""] * self.manifest.documents
+        counts = np.zeros(self.manifest.documents, np.int64)
+        for shard in self._shards:
+            first, own = shard.entry.first_document, shard.documents()
+            ids[first : first + len(own)] = own
+            counts[first : first + len(own)] += shard.whole("document_rows")
+        return ids, np.concatenate([[0], counts.cumsum()[:-1]]).astype(np.int64), counts
+
+    def _check_finite(self, x: Tensor, rows: Ints) -> None:
+        # A sum is finite only if every term is; the exact search is left for when it is not.
+        if bool(torch.isfinite(x.sum())):
+            return
+        bad = (~torch.isfinite(x).all(1)).nonzero()
+        if len(bad):
+            row = int(rows[int(bad[0])])
+            at = int(np.searchsorted(self._offsets, row, side="right")) - 1
+            raise NonFiniteActivations(
+                f"row {row - int(self._offsets[at])} of shard "
+                f"{self._folder.path(self._shards[at].entry.file)} holds a NaN or infinite activation; "
+                "capture the store again from a model that gives none"
+            )
+
+
+def _sha256(file: Any) -> str:
+    digest = hashlib.sha256()
+    while chunk := file.read(_CHUNK_BYTES):
+        digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,25 @@
+"""Allocators: affinities to code. Which features a token gets is decided here and nowhere else.
+
+One file per rule: a frozen config (``kind``) and the ``Allocator`` that it builds, both from ``base.py``. A new
+file in this folder registers itself and ``tests/test_laws.py`` runs over it; nothing else is edited.
+"""
+
+from .._folder import import_siblings
+from .base import Allocation, Allocator, AllocatorConfig
+from .mutual_choice import MutualChoice, MutualChoiceConfig
+from .threshold import Threshold, ThresholdConfig
+from .token_choice import TokenChoice, TokenChoiceConfig
+
+__all__ = [
+    "Allocation",
+    "Allocator",
+    "AllocatorConfig",
+    "MutualChoice",
+    "MutualChoiceConfig",
+    "Threshold",
+    "ThresholdConfig",
+    "TokenChoice",
+    "TokenChoiceConfig",
+]
+
+import_siblings(__name__, __path__)

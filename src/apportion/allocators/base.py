@@ -1,0 +1,133 @@
+"""The contract of an allocator."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ..affinities import Affinities, Pairs
+from ..clock import END, Clock
+from ..code import Code
+from ..config import Kind
+from ..firing import Firing
+from ..trace import Dictionary, Trace
+from ..world import SOLO, World
+
+_C = TypeVar("_C", bound="AllocatorConfig")
+
+
+class AllocatorConfig(Kind, abc.ABC):
+    """How to build an allocator. The one knob is ``k``, the mean number of features per token."""
+
+    @property
+    @abc.abstractmethod
+    def mean_k(self) -> float:
+        """Mean features per token that the rule promises to meet."""
+
+    @classmethod
+    @abc.abstractmethod
+    def for_k(cls: type[_C], k: float) -> _C:
+        """The config that gives this rule the budget ``k`` and leaves the rest at its defaults."""
+
+    @abc.abstractmethod
+    def build(self, *, d_in: int, d_sae: int) -> Allocator: ...
+
+
+class Allocation(NamedTuple):
+    """The code, and what the rule has to say about it (named tensors for the log)."""
+
+    code: Code
+    notes: Mapping[str, Tensor] = {}
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What calibrating on held-out tokens came to.
+
+    Attributes:
+        allocator: the calibrated rule.
+        k: the budget asked for.
+        l0: what the rule gives on the calibration tokens.
+        tokens: how many there were.
+        short: how many of them have fewer positive affinities than they were allotted.
+        extra: what else the rule wants kept in the metadata.
+    """
+
+    allocator: Allocator
+    k: float
+    l0: float
+    tokens: int
+    short: int
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+Survey = Callable[[], Iterator[tuple[Affinities, Tensor]]]
+"""Each call runs once over the calibration tokens and yields (affinities, x) per block."""
+
+
+class Allocator(nn.Module, abc.ABC):
+    """Affinities in, code out.
+
+    ``forward`` is pure: it writes nothing and draws no random numbers that it does not take from torch's
+    generator. ``observe`` is the only writer, called once per training step, into buffers, so that a checkpoint
+    holds all there is. Numbers that depend on time are schedules of ``clock``.
+
+    Class attributes:
+        couples_rows: a token's code depends on the rest of its batch.
+        hard_budget: a training batch never spends more than its budget.
+    """
+
+    couples_rows: ClassVar[bool]
+    hard_budget: ClassVar[bool]
+    config: AllocatorConfig
+
+    @abc.abstractmethod
+    def forward(self, pre: Affinities, x: Tensor, clock: Clock = END) -> Allocation:
+        """Allocate. ``x [n, d_in]`` is the scaled input."""
+
+    def terms(self, trace: Trace, dictionary: Dictionary) -> dict[str, Tensor]:
+        """Losses, already weighted, that this rule cannot train without."""
+        return {}
+
+    def observe(self, trace: Trace, dictionary: Dictionary, firing: Firing, world: World = SOLO) -> None:
+        """Learn from a finished training step, into buffers."""
+
+    @abc.abstractmethod
+    def freeze(self) -> Allocator:
+        """The inference rule as last known: a new module, final, that couples no rows."""
+
+    def calibrate(self, survey: Survey, k: float) -> Calibration:
+        """A frozen rule fitted to spend ``k`` per token on the survey; this one only measures what it spends."""
+        return measured(self, survey, k)
+
+    def fold(self, scale: float) -> None:
+        """Take over the input scale: from now on inputs, and so affinities, are ``scale`` times smaller."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Allocation:
+        return super().__call__(*args, **kwargs)  # type: ignore[no-any-return]
+
+
+def code_at(pre: Affinities, pairs: Pairs) -> Code:
+    """The code whose values are the affinities at chosen pairs, with their sparse gradient."""
+    return Code.from_pairs(pairs.rows, pairs.features, pre.at(pairs), pre.n, pre.d_sae)
+
+
+@torch.no_grad()
+def measured(allocator: Allocator, survey: Survey, k: float) -> Calibration:
+    """What ``allocator``, as it is, spends on the survey."""
+    spent = tokens = short = 0
+    for pre, x in survey():
+        code, _ = allocator(pre, x)
+        counts = code.counts()
+        tokens, spent = tokens + pre.n, spent + int(counts.sum())
+        # A token that got fewer than the budget was short only if it has no positive affinity left.
+        poor = (counts < k).nonzero().squeeze(1)
+        if len(poor):
+            everything = torch.bincount(pre.above(0.0).rows, minlength=pre.n)
+            short += int((everything[poor] <= counts[poor]).sum())
+    return Calibration(allocator, k, spent / max(tokens, 1), tokens, short)

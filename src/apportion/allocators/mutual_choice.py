@@ -1,0 +1,86 @@
+"""Mutual Choice: the k n largest affinities of a batch of n tokens (Ayonrinde 2024, arXiv 2411.02124;
+BatchTopK, Bussmann et al. 2024, arXiv 2412.06410)."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from ..affinities import Affinities
+from ..clock import END, Clock
+from ..firing import Firing
+from ..trace import Dictionary, Trace
+from ..world import SOLO, World
+from .base import Allocation, Allocator, AllocatorConfig, code_at
+from .threshold import Threshold, ThresholdConfig
+
+
+class MutualChoiceConfig(AllocatorConfig):
+    """Top k n per batch.
+
+    Attributes:
+        k: mean features per token, any positive number.
+        memory: share of the running threshold kept at each step.
+    """
+
+    kind: Literal["mutual_choice"] = "mutual_choice"
+    k: float = Field(gt=0)
+    memory: float = Field(default=0.99, ge=0, lt=1)
+
+    @property
+    def mean_k(self) -> float:
+        return self.k
+
+    @classmethod
+    def for_k(cls, k: float) -> MutualChoiceConfig:
+        return cls.parse({"k": k}, "mutual_choice")
+
+    def build(self, *, d_in: int, d_sae: int) -> MutualChoice:
+        return MutualChoice(self)
+
+
+class MutualChoice(Allocator):
+    """Tokens compete for the batch's budget; at inference one threshold decides.
+
+    Buffers:
+        theta: [] float32, running mean of the smallest chosen affinity; it seeds the threshold of ``freeze``
+            and chooses nothing in training.
+        seen: [] int64, steps that it has seen.
+    """
+
+    config: MutualChoiceConfig
+    couples_rows: ClassVar[bool] = True
+    hard_budget: ClassVar[bool] = True
+    theta: Tensor
+    seen: Tensor
+
+    def __init__(self, config: MutualChoiceConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.register_buffer("theta", torch.zeros(()))
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, pre: Affinities, x: Tensor, clock: Clock = END) -> Allocation:
+        budget = int(self.config.k * pre.n + 1e-6)  # never over, whatever k is
+        return Allocation(code_at(pre, pre.top_batch(budget)))
+
+    @torch.no_grad()
+    def observe(self, trace: Trace, dictionary: Dictionary, firing: Firing, world: World = SOLO) -> None:
+        values = trace.code.values
+        if len(values) == 0:
+            return
+        smallest = world.sum(values.min().float()) / world.size
+        memory = self.config.memory if int(self.seen) else 0.0
+        self.theta.mul_(memory).add_(smallest, alpha=1 - memory)
+        self.seen += 1
+
+    def freeze(self) -> Threshold:
+        frozen = Threshold(ThresholdConfig(k=self.config.k))
+        frozen.theta.copy_(self.theta)
+        return frozen
+
+    def fold(self, scale: float) -> None:
+        self.theta /= scale

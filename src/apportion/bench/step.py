@@ -1,0 +1,168 @@
+"""What a training step costs, as a multiple of the one dense product that it cannot avoid."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.profiler import profile
+
+from ..clock import Clock
+from ..objectives import AuxKConfig, ReconstructionConfig
+from ..recipes import find_recipe
+from ..training import Run, RunConfig, train_step
+
+PARTS = (
+    *("zero_grad", "encode", "allocate", "decode", "losses", "backward"),
+    *("project", "clip", "adam", "renormalise", "observe"),
+)
+_CLOCK = Clock(step=50, n_steps=100)
+NOISE = 0.10
+"""Spread of the product, as a share of its median, above which a run is called noisy."""
+
+
+def bench_step(
+    recipes: Sequence[str],
+    *,
+    d_in: int = 768,
+    d_sae: int = 16_384,
+    k: float = 32,
+    batch: int = 2048,
+    rounds: int = 15,
+    parts: bool = False,
+    memory: bool = False,
+    aux_dead: float = 0.05,
+) -> list[dict[str, Any]]:
+    """Time steps of each recipe, and the product ``x @ W_enc + b_enc``, interleaved.
+
+    Inputs are Gaussian. A step is everything: forward, backward, projection, clipping, Adam, renormalisation,
+    ``observe`` and firing counts. Each recipe has a second row ``RECIPE+aux_k`` with the share ``aux_dead`` of
+    its features dead.
+
+    Returns:
+        A row per recipe: ``recipe, step_s, product_s, ratio, tokens_per_s``; ``product_spread`` and ``noisy``
+        (the middle 80 % of the product's times lie more than 10 % apart); with ``parts`` the parts in seconds;
+        with ``memory`` the peak beyond weights, gradients and optimiser state, as a multiple of the affinities.
+    """
+    x = torch.randn(batch, d_in, generator=torch.Generator().manual_seed(0))
+    runs = {}
+    for name in recipes:
+        config = find_recipe(name).make(d_in, d_sae, k, 0)
+        runs[name] = _prepared(config, x, dead=0.0)
+        runs[f"{name}+aux_k"] = _prepared(config, x, dead=aux_dead)
+    products = _products(x, d_sae)
+    times: dict[str, list[float]] = {name: [] for name in (*products, *runs)}
+    for round_number in range(rounds + 2):
+        for name, run in runs.items():
+            for label, product in products.items():
+                times[label].append(_timed(product))
+            times[name].append(_timed(lambda run=run: train_step(run, x, _CLOCK)))  # type: ignore[misc]
+        if round_number == 1:  # two rounds to warm up
+            times = {name: [] for name in times}
+    return [_row(name, times, list(products), batch, run, x, parts, memory) for name, run in runs.items()]
+
+
+def _row(
+    name: str,
+    times: dict[str, list[float]],
+    products: list[str],
+    batch: int,
+    run: Run,
+    x: Tensor,
+    parts: bool,
+    memory: bool,
+) -> dict[str, Any]:
+    fastest = min(products, key=lambda label: statistics.median(times[label]))
+    product, step = statistics.median(times[fastest]), statistics.median(times[name])
+    cuts = statistics.quantiles(times[fastest], n=10)
+    row: dict[str, Any] = {
+        "recipe": name,
+        "step_s": step,
+        "product_s": product,
+        "ratio": step / product,
+        "tokens_per_s": batch / step,
+        "product_spread": (cuts[-1] - cuts[0]) / product,
+    }
+    row["noisy"] = row["product_spread"] > NOISE
+    if parts:
+        row["parts"] = profiled_parts(run, x, step)
+    if memory and not name.endswith("+aux_k"):
+        row["peak_over_affinities"] = peak_memory(run.config, batch)
+    return row
+
+
+def _prepared(config: RunConfig, x: Tensor, dead: float) -> Run:
+    """A run a step or so in, with a share of its features dead; aux-k only where something is."""
+    objectives = (ReconstructionConfig(), *([AuxKConfig()] if dead else []))
+    # No feature that fires or not during the benchmark crosses this age.
+    run = Run(config.model_copy(update={"objectives": objectives, "dead_after": 1 << 40}), x.mean(0))
+    n_dead = round(dead * config.sae.d_sae)
+    with torch.no_grad():
+        run.sae.encoder.bias[:n_dead] = -10.0  # low enough that none of them is chosen
+    run.firing.age[:n_dead] = 1 << 41
+    return run
+
+
+def _products(x: Tensor, d_sae: int) -> dict[str, Callable[[], Tensor]]:
+    """The product with its weights in either layout."""
+    weight = torch.randn(d_sae, x.shape[1], generator=torch.Generator().manual_seed(1))
+    turned, bias = weight.T.contiguous(), torch.zeros(d_sae)
+    return {
+        "feature-major": lambda: torch.addmm(bias, x, weight.T),
+        "input-major": lambda: torch.addmm(bias, x, turned),
+    }
+
+
+def _timed(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def profiled_parts(run: Run, x: Tensor, step_s: float, rounds: int = 7) -> dict[str, float]:
+    """Seconds of each part of a step, and what lies between them as ``rest``.
+
+    The shares are medians over profiled steps; times ``step_s`` they are free of the profiler's own cost.
+    """
+    samples: list[dict[str, float]] = []
+    for _ in range(rounds):
+        with profile(use_kineto=False) as profiler:
+            whole = _timed(lambda: train_step(run, x, _CLOCK))
+        totals = {event.key: event.cpu_time_total / 1e6 / whole for event in profiler.key_averages()}
+        parts = {part: totals.get(part, 0.0) for part in PARTS}
+        samples.append(parts | {"rest": max(1 - sum(parts.values()), 0.0)})
+    return {part: step_s * statistics.median(sample[part] for sample in samples) for part in samples[0]}
+
+
+def peak_memory(config: RunConfig, batch: int) -> float:
+    """Peak resident memory of one step in a fresh process, beyond what stays, over the affinities' size."""
+    request = json.dumps({"config": config.model_dump(mode="json"), "batch": batch})
+    command = [sys.executable, "-c", f"from {__name__} import _measure_peak; _measure_peak()"]
+    done = subprocess.run(command, input=request, capture_output=True, text=True, check=True)
+    return float(done.stdout)
+
+
+def _measure_peak() -> None:
+    """In a fresh process: reads a config from standard input, writes the ratio to standard output."""
+    request = json.loads(sys.stdin.read())
+    config, batch = RunConfig.parse(request["config"], "bench"), request["batch"]
+    x = torch.randn(batch, config.sae.d_in)
+    run = _prepared(config, x, dead=0.0)
+    train_step(run, x[:64], _CLOCK)  # the optimiser's state, and what libraries keep for themselves
+    run.workspace.clear()
+    before = _status_kib("VmRSS")
+    train_step(run, x, _CLOCK)
+    peak = max(_status_kib("VmHWM") - before, 0) * 1024
+    sys.stdout.write(str(peak / (batch * config.sae.d_sae * 4)))
+
+
+def _status_kib(field: str) -> int:
+    with open("/proc/self/status") as status:  # noqa: PTH123  (Linux only, a kernel file)
+        return next(int(line.split()[1]) for line in status if line.startswith(field))

@@ -1,0 +1,13 @@
+"""Budgets: token to k. What a token is allotted, decided from its activation alone.
+
+One file per budget: a frozen config (``kind``) and the ``Budget`` that it builds, both from ``base.py``. A new
+file in this folder registers itself; nothing else is edited.
+"""
+
+from .._folder import import_siblings
+from .base import Budget, BudgetConfig
+from .constant import Constant, ConstantConfig
+
+__all__ = ["Budget", "BudgetConfig", "Constant", "ConstantConfig"]
+
+import_siblings(__name__, __path__)

@@ -1,0 +1,59 @@
+"""``apportion bench``: costs as ratios to a floor measured in the same run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import tyro
+
+from ..bench.capture import bench_capture
+from ..bench.step import bench_step
+from .output import import_plugins, names_in, say, show
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """Measure what a training step costs beside the encoder's product, or capture beside the bare model."""
+
+    what: Annotated[Literal["step", "capture"], tyro.conf.Positional]
+    """step: training steps; capture: capture and reading of a store (needs the extra `demo`)."""
+    recipe: str = "token_choice,mutual_choice"
+    """Recipes to step, separated by commas."""
+    d_in: int = 768
+    d_sae: int = 16_384
+    k: float = 32
+    batch: int = 2048
+    """Tokens per step."""
+    rounds: int = 15
+    """Interleaved rounds that medians are taken over."""
+    parts: bool = False
+    """Also the parts of a step."""
+    memory: bool = False
+    """Also the peak memory of a step, in a fresh process."""
+    plugin: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """A .py file or module with rules of your own; its code is run (repeatable)."""
+    json: bool = False
+    """Print the rows as JSON."""
+
+    def run(self) -> int:
+        import_plugins(self.plugin)
+        if self.what == "capture":
+            show([bench_capture()], self.json)
+            return 0
+        rows = bench_step(
+            names_in(self.recipe, "--recipe"),
+            d_in=self.d_in,
+            d_sae=self.d_sae,
+            k=self.k,
+            batch=self.batch,
+            rounds=self.rounds,
+            parts=self.parts,
+            memory=self.memory,
+        )
+        if rows[0]["noisy"]:
+            say(f"the product itself varied by {rows[0]['product_spread']:.0%}; repeat on a quiet machine")
+        show(rows, self.json)
+        if self.parts and not self.json:
+            show([{"recipe": row["recipe"], **row["parts"]} for row in rows], False)
+        return 0

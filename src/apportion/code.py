@@ -1,0 +1,114 @@
+"""``Code``: the ragged sparse code of a batch, the result of every allocation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import prod
+
+import torch
+from torch import Tensor
+
+from .errors import InvalidInput
+
+
+@dataclass(frozen=True, eq=False)
+class Code:
+    """Which features fire for each token, and how strongly, in CSR form.
+
+    Row ``b`` owns entries ``offsets[b] : offsets[b + 1]``; features ascend within a row and occur once. A value
+    may be zero (it can still carry a gradient), so counts look at values, not at entries.
+
+    Attributes:
+        values: [nnz], at least 0.
+        indices: [nnz] int64, the feature of each entry.
+        offsets: [n + 1] int64.
+        d_sae: number of features.
+        shape: the leading shape of the input, with product n; ``(n,)`` for ``x [n, d_in]``.
+    """
+
+    values: Tensor
+    indices: Tensor
+    offsets: Tensor
+    d_sae: int
+    shape: tuple[int, ...]
+
+    @classmethod
+    def from_pairs(cls, rows: Tensor, features: Tensor, values: Tensor, n: int, d_sae: int) -> Code:
+        """Build from pairs in canonical order (by row, then by feature).
+
+        Args:
+            rows, features: [nnz] int64.
+            values: [nnz].
+        """
+        offsets = torch.zeros(n + 1, dtype=torch.int64, device=rows.device)
+        torch.cumsum(torch.bincount(rows, minlength=n), 0, out=offsets[1:])
+        return cls(values, features, offsets, d_sae, (n,))
+
+    @classmethod
+    def from_dense(cls, z: Tensor) -> Code:
+        """The entries of ``z [..., d_sae]`` that are not zero."""
+        flat = z.reshape(-1, z.shape[-1])
+        rows, features = flat.nonzero(as_tuple=True)
+        code = cls.from_pairs(rows, features, flat[rows, features], len(flat), z.shape[-1])
+        return code.reshape(z.shape[:-1])
+
+    @property
+    def n(self) -> int:
+        """Number of tokens."""
+        return len(self.offsets) - 1
+
+    @property
+    def rows(self) -> Tensor:
+        """[nnz] int64: the token of each entry."""
+        return torch.repeat_interleave(
+            torch.arange(self.n, device=self.offsets.device),
+            self.offsets.diff(),
+            output_size=len(self.indices),
+        )
+
+    @property
+    def nnz(self) -> int:
+        """The budget spent: number of values above zero."""
+        return int((self.values > 0).sum())
+
+    def counts(self) -> Tensor:
+        """Features per token: values above zero, in the input's leading shape, int64."""
+        firing = torch.zeros(len(self.values) + 1, dtype=torch.int64, device=self.values.device)
+        torch.cumsum(self.values > 0, 0, out=firing[1:])
+        return firing[self.offsets].diff().reshape(self.shape)
+
+    def to_dense(self) -> Tensor:
+        """``[..., d_sae]``, zeros elsewhere; differentiable in ``values``."""
+        dense = self.values.new_zeros(self.n, self.d_sae)
+        return dense.index_put((self.rows, self.indices), self.values).reshape(*self.shape, self.d_sae)
+
+    def restrict(self, features: Tensor | Sequence[int]) -> Code:
+        """The same code with only the given features; ``d_sae`` and the numbering stay.
+
+        Raises:
+            InvalidInput: a feature is outside ``[0, d_sae)``.
+        """
+        chosen = torch.as_tensor(features, dtype=torch.int64, device=self.indices.device)
+        if chosen.numel() and (int(chosen.min()) < 0 or int(chosen.max()) >= self.d_sae):
+            raise InvalidInput(
+                f"features {int(chosen.min())} to {int(chosen.max())} are outside 0 to {self.d_sae - 1}; "
+                "pass feature numbers of this SAE"
+            )
+        keep = torch.zeros(self.d_sae, dtype=torch.bool, device=self.indices.device)
+        keep[chosen] = True
+        kept = keep[self.indices]
+        smaller = Code.from_pairs(self.rows[kept], self.indices[kept], self.values[kept], self.n, self.d_sae)
+        return smaller.reshape(self.shape)
+
+    def reshape(self, shape: Sequence[int]) -> Code:
+        """The same tokens under another leading shape of equal product."""
+        if prod(shape) != self.n:
+            raise InvalidInput(
+                f"{self.n} tokens do not fill the shape {tuple(shape)}; its product must be {self.n}"
+            )
+        return replace(self, shape=tuple(shape))
+
+    def detach(self) -> Code:
+        """The same code, cut from the graph."""
+        return replace(self, values=self.values.detach())

@@ -1,0 +1,101 @@
+"""Configs: frozen, keyword-only, next to what they build; unknown keys are refused.
+
+A *kind* is a family of configs that may grow from outside the package (allocators, budgets, objectives,
+schedules). Its base class derives from ``Kind``; every concrete subclass sets ``kind: Literal["name"]`` and is
+found by that name as soon as its module has been imported. Annotate a field with ``Open[AllocatorConfig]`` and
+any registered member is accepted, validated by its own class and written back whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar, get_args
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, SerializeAsAny, ValidationError
+
+from .errors import InvalidConfig, UnknownName, nearest
+
+_C = TypeVar("_C", bound="Config")
+
+
+class Config(BaseModel):
+    """Base of every config. Equality is by value; ``digest()`` names it on disk."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    def digest(self) -> str:
+        """First 12 hex digits of the SHA-256 of the canonical JSON form."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    @classmethod
+    def parse(cls: type[_C], data: object, where: str) -> _C:
+        """Validate ``data`` (usually read from JSON). Raises ``InvalidConfig`` with one line per fault."""
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            raise InvalidConfig(f"{where}: {_faults(error, cls)}") from None
+
+
+def _faults(error: ValidationError, cls: type[BaseModel]) -> str:
+    """The faults of a failed validation in words, with the nearest field for an unknown key."""
+    lines = []
+    for fault in error.errors():
+        path = ".".join(str(part) for part in fault["loc"])
+        if fault["type"] == "extra_forbidden":
+            known = ", ".join(sorted(cls.model_fields)) if len(fault["loc"]) == 1 else "see its config"
+            lines.append(f"unknown key '{path}' (known keys: {known}); remove it or correct its name")
+        else:
+            lines.append(f"'{path}' = {fault['input']!r}: {fault['msg']}")
+    return "; ".join(lines)
+
+
+class Kind(Config):
+    """Base of an open family of configs, told apart by their ``kind``."""
+
+    members: ClassVar[dict[str, type[Kind]]]
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        super().__pydantic_init_subclass__(**kwargs)
+        field = cls.model_fields.get("kind")
+        if field is None:  # the head of a family: its members register below it
+            cls.members = {}
+            return
+        for name in get_args(field.annotation):
+            known = cls.members.get(name)
+            # The same class may come again under a reload; two different ones under one name may not.
+            if known is not None and known.__qualname__ != cls.__qualname__:
+                raise InvalidConfig(f"kind '{name}' is taken by {known.__qualname__}; choose another name")
+            cls.members[name] = cls
+
+    @classmethod
+    def lookup(cls, kind: object) -> type[Kind]:
+        """The member named ``kind``. Raises ``UnknownName`` naming the nearest ones."""
+        member = cls.members.get(kind) if isinstance(kind, str) else None
+        if member is None:
+            raise UnknownName(
+                f"unknown {cls.__name__} kind {kind!r}; nearest: {nearest(str(kind), cls.members)}. "
+                "A kind from outside the package is known once the module that defines it is imported"
+            )
+        return member
+
+
+def _resolve(head: type[Kind], value: object) -> object:
+    if isinstance(value, dict):
+        return head.lookup(value.get("kind")).model_validate(value)
+    return value
+
+
+_K = TypeVar("_K", bound=Kind)
+
+if TYPE_CHECKING:
+    Open = Annotated[_K, "any registered member of the family"]
+else:
+
+    class Open:
+        """``Open[AllocatorConfig]``: a field that takes any registered member of that family."""
+
+        def __class_getitem__(cls, head: Any) -> Any:
+            return Annotated[SerializeAsAny[head], BeforeValidator(lambda value: _resolve(head, value))]

@@ -1,0 +1,57 @@
+"""Every error that a user can meet. Each message gives the value, what was expected and what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class ApportionError(Exception):
+    """Base of all errors raised on purpose; the command line prints its message and exits with status 2."""
+
+
+class InvalidConfig(ApportionError, ValueError):
+    """A setting is out of range, unknown or contradicts another."""
+
+
+class InvalidInput(ApportionError, ValueError):
+    """A tensor or text handed in has the wrong shape, type or content."""
+
+
+class UnknownName(ApportionError, LookupError):
+    """A model, module, recipe or kind that is not known here."""
+
+
+class MissingExtra(ApportionError, ImportError):
+    """An optional library is not installed."""
+
+
+class CorruptStore(ApportionError):
+    """A shard of a store is damaged or its manifest does not match it."""
+
+
+class NonFiniteActivations(ApportionError, ValueError):
+    """An activation is NaN or infinite."""
+
+
+class StorageFailure(ApportionError, OSError):
+    """Reading or writing failed: disk full, no permission, path taken."""
+
+
+class InvalidCheckpoint(ApportionError):
+    """A checkpoint or saved SAE cannot be read by this version or is damaged."""
+
+
+class TrainingDiverged(ApportionError, ArithmeticError):
+    """A loss became NaN or infinite."""
+
+
+def nearest(name: str, known: Iterable[str], n: int = 3) -> str:
+    """A readable list of the ``n`` entries of ``known`` that look most like ``name``.
+
+    >>> nearest("encoder.layr.3", ["encoder.layer.3", "pooler"])
+    "'encoder.layer.3'"
+    """
+    names = sorted(set(known))
+    close = difflib.get_close_matches(name, names, n=n, cutoff=0.4)
+    return ", ".join(repr(c) for c in close or names[:n]) or "none"

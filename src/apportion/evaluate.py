@@ -1,0 +1,233 @@
+"""Measure an SAE on held-out activations, and in the model they come from."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from .activations.capture import patched
+from .activations.contexts import Contexts
+from .activations.models import LoadedModel
+from .activations.source import BLOCK_ROWS, Batch, Source, Split
+from .errors import InvalidInput
+from .metrics import (
+    CausalDownstream,
+    Codec,
+    EncoderDownstream,
+    FeatureDensity,
+    Json,
+    MetricBatch,
+    Reconstruction,
+    Sparsity,
+)
+
+CONTEXTS_PER_RUN = 4
+"""Contexts that a patched model reads at once: three sets of logits of these are held together."""
+
+
+@runtime_checkable
+class ContextSource(Protocol):
+    """A source that can also show the texts behind its activations."""
+
+    @property
+    def module(self) -> str:
+        """Path of the module whose output the activations are."""
+
+    def contexts(self, split: Split, batch_size: int, limit_rows: int | None = None) -> Iterator[Contexts]: ...
+
+
+def evaluate(
+    sae: Codec,
+    source: Source,
+    *,
+    limit: int | None = None,
+    split: Split = "evaluate",
+    model: LoadedModel | None = None,
+    downstream_limit: int | None = 16_384,
+    progress: bool = False,
+) -> dict[str, Json]:
+    """The measures of ``apportion.metrics`` for ``sae`` on a held-out part of ``source``.
+
+    Rows are encoded 1,024 at a time however the source hands them out, so every number is the same to the bit
+    for any block size of the source; only ``tokens_per_s`` changes from run to run.
+
+    Args:
+        sae: an ``SAE``, or anything with ``d_in``, ``d_sae``, ``encode`` and ``decode``.
+        limit: measure only the first so many rows.
+        model: the model that ``source`` was captured from. With it, the module's kept positions are
+            replaced by reconstructions and by zeros, and what that does to the output is measured too.
+        downstream_limit: rows for that (a context is always finished), at most ``limit``; ``None`` for all.
+        progress: show a bar on stderr.
+
+    Returns:
+        The results of ``Sparsity``, ``Reconstruction`` and ``FeatureDensity``: ``tokens``, ``documents``,
+        ``l0``, ``l0_se``, ``l0_std``, ``l0_min``, ``l0_max``, ``l0_histogram``, ``fvu``,
+        ``explained_variance``, ``cosine``, ``never_fires``, ``density_zero``, ``density_log10_edges``,
+        ``density_histogram``, ``density_gini``; then ``tokens_per_s`` (encode and decode, wall time). With
+        ``model`` those of ``CausalDownstream`` (``downstream_tokens``, ``ce_clean``, ``ce_patched``,
+        ``ce_zero``, ``ce_score``, ``kl``) if it predicts next tokens, else of ``EncoderDownstream``
+        (``downstream_tokens``, ``hidden_error``, ``hidden_error_zero``).
+
+    Raises:
+        InvalidInput: widths differ, there are no rows or they are all equal, or ``model`` was given and the
+            source has no contexts to feed it.
+        NonFiniteActivations: activations or reconstructions are NaN or infinite.
+    """
+    if source.d_in != sae.d_in:
+        raise InvalidInput(
+            f"the source has activations of width {source.d_in} and the SAE reads width {sae.d_in}; "
+            "evaluate it on the module it was trained on"
+        )
+    if model is not None and not isinstance(source, ContextSource):
+        raise InvalidInput(
+            f"a model was given but a {type(source).__name__} has no contexts to feed it; "
+            "leave the model out or evaluate on a store of captured text"
+        )
+    with torch.no_grad():
+        result = _on_activations(sae, source, split, limit, progress)
+        if model is not None and isinstance(source, ContextSource):
+            limits = [rows for rows in (limit, downstream_limit) if rows is not None]
+            result |= _in_model(sae, source, model, split, min(limits, default=None), progress)
+    return result
+
+
+def reblock(batches: Iterable[Batch], rows: int = BLOCK_ROWS) -> Iterator[Batch]:
+    """The same rows in the same order in blocks of ``rows`` (the last may be smaller).
+
+    Every block is newly allocated: the bits of a matrix product can depend on where a view begins.
+
+    Raises:
+        InvalidInput: a column that some batches have is missing from others.
+    """
+    held: list[Batch] = []
+    filled = 0
+    for batch in batches:
+        start = 0
+        while start < len(batch.x):
+            stop = min(start + rows - filled, len(batch.x))
+            held.append(_cut(batch, start, stop))
+            filled, start = filled + stop - start, stop
+            if filled == rows:
+                yield _join(held)
+                held, filled = [], 0
+    if held:
+        yield _join(held)
+
+
+def _cut(batch: Batch, start: int, stop: int) -> Batch:
+    columns: dict[str, Any] = vars(batch)
+    part: dict[str, Any] = {name: None if c is None else c[start:stop] for name, c in columns.items()}
+    return Batch(**part)
+
+
+def _join(batches: list[Batch]) -> Batch:
+    joined: dict[str, Any] = {}
+    for name in vars(batches[0]):
+        columns = [getattr(batch, name) for batch in batches]
+        absent = sum(column is None for column in columns)
+        if 0 < absent < len(columns):
+            raise InvalidInput(
+                f"{absent} of {len(columns)} batches have no {name!r}; the source must give it always or never"
+            )
+        joined[name] = None if absent else torch.cat(columns)
+    return Batch(**joined)
+
+
+def _on_activations(
+    sae: Codec, source: Source, split: Split, limit: int | None, progress: bool
+) -> dict[str, Json]:
+    device = _device(sae)
+    metrics = (Sparsity(), Reconstruction(), FeatureDensity(sae.d_sae))
+    blocks = tqdm(
+        reblock(source.blocks(split, limit)),
+        desc="evaluate",
+        unit="block",
+        total=None if limit is None else math.ceil(limit / BLOCK_ROWS),
+        disable=not progress,
+    )
+    tokens, seconds = 0, 0.0
+    for block in blocks:
+        x = block.x.to(device)
+        began = _now(device)
+        code = sae.encode(x)
+        x_hat = sae.decode(code)
+        seconds += _now(device) - began
+        tokens += len(x)
+        for metric in metrics:
+            metric.update(MetricBatch(x, x_hat, code, block.document))
+    if tokens == 0:
+        raise InvalidInput(
+            f"the part {split!r} of the source gave no rows (limit {limit}), at least 2 are needed; "
+            "raise the limit or hold out more documents"
+        )
+    result = {key: value for metric in metrics for key, value in metric.result().items()}
+    return result | {"tokens_per_s": tokens / max(seconds, 1e-9)}
+
+
+def _in_model(
+    sae: Codec,
+    source: ContextSource,
+    loaded: LoadedModel,
+    split: Split,
+    limit: int | None,
+    progress: bool,
+) -> dict[str, Json]:
+    causal, encoder = CausalDownstream(), EncoderDownstream()
+    batches = source.contexts(split, CONTEXTS_PER_RUN, limit)
+    for contexts in tqdm(batches, desc="downstream", unit="batch", disable=not progress):
+        inputs = contexts.inputs(loaded.device)
+        keep = contexts.keep.to(loaded.device)
+        clean = _output(loaded, inputs)
+        with patched(loaded.model, source.module, _replacing(keep, lambda rows: _restore(sae, rows))):
+            restored = _output(loaded, inputs)
+        with patched(loaded.model, source.module, _replacing(keep, torch.zeros_like)):
+            zeroed = _output(loaded, inputs)
+        if loaded.causal:
+            causal.update(clean_logits=clean, patched_logits=restored, zero_logits=zeroed, keep=keep, **inputs)
+        else:
+            encoder.update(clean=clean, patched=restored, zero=zeroed, keep=keep)
+    return causal.result() if loaded.causal else encoder.result()
+
+
+def _output(loaded: LoadedModel, inputs: dict[str, Tensor]) -> Tensor:
+    """Logits [c, L, vocabulary] of a causal model, else the last hidden state [c, L, d]."""
+    output = loaded.model(**inputs)
+    tensor: Tensor = output.logits if loaded.causal else output.last_hidden_state
+    return tensor
+
+
+def _replacing(keep: Tensor, fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Apply ``fn`` to the kept rows of a hidden state [c, L, d]; the others and its dtype stay."""
+
+    def replace(hidden: Tensor) -> Tensor:
+        changed = hidden.clone()
+        changed[keep] = fn(hidden[keep]).to(hidden.device, hidden.dtype)
+        return changed
+
+    return replace
+
+
+def _restore(sae: Codec, rows: Tensor) -> Tensor:
+    if rows.shape[-1] != sae.d_in:
+        raise InvalidInput(
+            f"the model's module gives width {rows.shape[-1]} and the SAE reads width {sae.d_in}; "
+            "pass the model that the source was captured from"
+        )
+    return sae.decode(sae.encode(rows.to(_device(sae), torch.float32)))
+
+
+def _device(sae: Codec) -> torch.device:
+    first = next(sae.parameters(), None) if isinstance(sae, nn.Module) else None
+    return torch.device("cpu") if first is None else first.device
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

@@ -1,0 +1,34 @@
+"""Measures of a sparse autoencoder on held-out activations, each defined once.
+
+What belongs here: an accumulator that sees blocks of tokens and ends in a few JSON numbers. It keeps sums,
+never tokens; it sums in float64 or in integers; it knows no model, no file and no other measure. What two
+measures share is in ``base``.
+
+How to add one: a file here with a ``Metric`` (``update`` for a block, ``result`` for the numbers), a test
+in ``tests/metrics`` against a naive float64 reference, and, if every evaluation should report it, one entry
+in ``apportion.evaluate``. ``downstream`` and ``baselines`` measure other things than a block of codes (the
+logits of a patched model, a linear projection) and so have ``update`` methods and functions of their own
+shape.
+"""
+
+from .base import Codec, Json, Metric, MetricBatch
+from .baselines import Pca, fit_pca, pca_fvu
+from .downstream import CausalDownstream, EncoderDownstream
+from .features import FeatureDensity
+from .reconstruction import Reconstruction
+from .sparsity import Sparsity
+
+__all__ = [
+    "CausalDownstream",
+    "Codec",
+    "EncoderDownstream",
+    "FeatureDensity",
+    "Json",
+    "Metric",
+    "MetricBatch",
+    "Pca",
+    "Reconstruction",
+    "Sparsity",
+    "fit_pca",
+    "pca_fvu",
+]

@@ -1,0 +1,62 @@
+"""Dead features reconstruct what the living ones left over (Gao et al. 2024, arXiv 2406.04093, A.2)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from ..code import Code
+from ..firing import Firing
+from ..trace import Dictionary, Trace
+from .base import Objective, ObjectiveConfig
+
+
+class AuxKConfig(ObjectiveConfig):
+    """aux-k.
+
+    Attributes:
+        weight: coefficient of the normalised loss.
+        k_aux: dead features per token; None for d_in / 2.
+        rows: share of the batch's tokens that it is computed on; 1 is exact.
+    """
+
+    kind: Literal["aux_k"] = "aux_k"
+    weight: float = Field(default=1 / 32, gt=0)
+    k_aux: int | None = Field(default=None, gt=0)
+    rows: float = Field(default=0.25, gt=0, le=1)
+
+    def build(self) -> AuxK:
+        return AuxK(self)
+
+
+class AuxK(Objective):
+    """mean|e - e_hat|^2 / mean|e - mean e|^2 for the residual e, times the weight.
+
+    e_hat is decoded, without ``b_dec``, from each token's ``k_aux`` largest affinities among the dead features.
+    Absent when nothing is dead or the residual does not vary.
+    """
+
+    name = "aux_k"
+
+    def __init__(self, config: AuxKConfig) -> None:
+        self.config = config
+
+    def __call__(self, trace: Trace, dictionary: Dictionary, firing: Firing) -> Tensor | None:
+        dead = firing.dead().nonzero().squeeze(1)
+        if len(dead) == 0:
+            return None
+        # Batches are shuffled, so that evenly spaced rows are a fair share.
+        rows = torch.arange(0, trace.pre.n, max(round(1 / self.config.rows), 1), device=trace.x.device)
+        residual = (trace.x - trace.x_hat).detach()[rows]
+        spread = (residual - residual.mean(0)).square().sum(1).mean()
+        if not spread > 0:
+            return None
+        k_aux = min(self.config.k_aux or max(dictionary.d_in // 2, 1), len(dead))
+        pre = trace.pre.narrow(rows, dead)
+        pairs = pre.top_rows(torch.full((pre.n,), k_aux, device=rows.device))
+        code = Code.from_pairs(pairs.rows, pairs.features, pre.at(pairs), pre.n, pre.d_sae)
+        explained = dictionary.decode(code, bias=False)
+        return self.config.weight * (residual - explained).square().sum(1).mean() / spread

@@ -1,0 +1,34 @@
+"""The squared error of the reconstruction."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from ..firing import Firing
+from ..trace import Dictionary, Trace
+from .base import Objective, ObjectiveConfig
+
+
+class ReconstructionConfig(ObjectiveConfig):
+    """Squared error, summed over dimensions, averaged over tokens."""
+
+    kind: Literal["reconstruction"] = "reconstruction"
+    weight: float = Field(default=1.0, gt=0)
+
+    def build(self) -> Reconstruction:
+        return Reconstruction(self)
+
+
+class Reconstruction(Objective):
+    """mean over tokens of |x - x_hat|^2."""
+
+    name = "reconstruction"
+
+    def __init__(self, config: ReconstructionConfig) -> None:
+        self.config = config
+
+    def __call__(self, trace: Trace, dictionary: Dictionary, firing: Firing) -> Tensor:
+        return self.config.weight * (trace.x - trace.x_hat).square().sum(1).mean()

@@ -1,0 +1,140 @@
+"""Exact selection of the largest entries of a matrix, per row or over all, without sorting the matrix.
+
+All selections take strictly positive entries only, break ties towards the lower feature and then the earlier
+row, and return pairs in canonical order: by row, then by feature.
+
+The idea is the same everywhere: find a cheap floor that is certain to leave enough entries, collect what lies
+above it in one pass, and decide exactly among the few that remain.
+"""
+
+from __future__ import annotations
+
+from math import gcd
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+_CHUNK_BYTES = 1 << 22  # masks larger than this cost more in page faults than in comparisons
+_SAMPLE = 1 << 17
+
+
+class Pairs(NamedTuple):
+    """Chosen (token, feature) pairs in canonical order, [nnz] int64 each."""
+
+    rows: Tensor
+    features: Tensor
+
+    def take(self, keep: Tensor) -> Pairs:
+        """The pairs where the mask ``keep [nnz]`` is true."""
+        return Pairs(self.rows[keep], self.features[keep])
+
+
+def entries_above(a: Tensor, floor: Tensor | float) -> Pairs:
+    """All entries of ``a [n, d_sae]`` strictly above ``floor`` (a number, [n, 1] or [d_sae])."""
+    n, d_sae = a.shape
+    # A multiple of eight rows, so that every mask but the last can be read as 64-bit words.
+    step = max(_CHUNK_BYTES // max(d_sae, 1) // 8, 1) * 8
+    if a.device.type != "cpu":
+        step = max(n, 1)
+    per_row = isinstance(floor, Tensor) and floor.ndim == 2
+    found = []
+    for start in range(0, n, step):
+        part = a[start : start + step]
+        bound = floor[start : start + step] if per_row else floor  # type: ignore[index]
+        found.append(_nonzero(part > bound) + start * d_sae)
+    if not found:
+        empty = torch.empty(0, dtype=torch.int64, device=a.device)
+        return Pairs(empty, empty)
+    flat = found[0] if len(found) == 1 else torch.cat(found)
+    rows = torch.div(flat, d_sae, rounding_mode="floor")
+    return Pairs(rows, flat - rows * d_sae)
+
+
+def _nonzero(mask: Tensor) -> Tensor:
+    """Flat positions of the true entries of a sparse contiguous mask, ascending."""
+    flat = mask.view(-1)
+    if mask.device.type != "cpu" or len(flat) % 8:
+        return flat.nonzero().squeeze(1)
+    words = flat.view(torch.int64).nonzero().squeeze(1)  # eight entries at a look
+    word, byte = flat.view(-1, 8)[words].nonzero(as_tuple=True)
+    return words[word] * 8 + byte
+
+
+def row_floor(a: Tensor, k: Tensor) -> Tensor:
+    """For each row a bound [n, 1] >= 0 with at least ``k [n]`` entries above it, if so many are positive.
+
+    The k-th largest of the maxima of disjoint groups is at most the k-th largest entry.
+    """
+    n, d_sae = a.shape
+    k_max = int(k.max()) if n else 0
+    if k_max == 0:
+        return a.new_full((n, 1), torch.inf)
+    span = min(d_sae // (4 * k_max), 64)
+    if span >= 4:
+        groups = d_sae // span
+        # Group g holds the features g, g + groups, ...: the maximum runs over contiguous memory.
+        heads = a[:, : span * groups].unflatten(1, (span, groups)).amax(1)
+    else:
+        heads = a
+    kth = heads.topk(k_max, dim=1).values.gather(1, (k - 1).clamp(min=0)[:, None])
+    # One step down, so that "strictly above" keeps the k-th entry and its ties.
+    floor = torch.nextafter(kth, kth.new_tensor(-torch.inf)).clamp(min=0)
+    return floor.masked_fill((k <= 0)[:, None], torch.inf)
+
+
+def rank_in_rows(pairs: Pairs, values: Tensor, n: int) -> Tensor:
+    """[nnz] int64: the rank of each entry in its row by falling value, ties towards the lower feature."""
+    if len(values) == 0:
+        return torch.empty(0, dtype=torch.int64, device=values.device)
+    counts = torch.bincount(pairs.rows, minlength=n)
+    starts = counts.cumsum(0) - counts
+    slot = torch.arange(len(values), device=values.device) - starts[pairs.rows]
+    padded = values.new_full((n, int(counts.max())), -torch.inf)
+    padded[pairs.rows, slot] = values
+    order = padded.sort(dim=1, descending=True, stable=True).indices
+    places = torch.arange(padded.shape[1], device=values.device).expand_as(order)
+    return torch.empty_like(order).scatter_(1, order, places)[pairs.rows, slot]
+
+
+def select_rows(a: Tensor, k: Tensor) -> Pairs:
+    """The ``k[b]`` largest entries of every row.
+
+    Args:
+        a: [n, d_sae], finite.
+        k: [n] int64; values above d_sae mean all.
+    """
+    k = k.clamp(0, a.shape[1])
+    pairs = entries_above(a, row_floor(a, k))
+    rank = rank_in_rows(pairs, a[pairs.rows, pairs.features], a.shape[0])
+    return pairs.take(rank < k[pairs.rows])
+
+
+def select_batch(a: Tensor, m: int) -> Pairs:
+    """The ``m`` largest entries of the whole matrix ``a [n, d_sae]`` (all positive ones, if there are fewer)."""
+    if m <= 0 or a.numel() == 0:
+        return entries_above(a[:0], 0.0)
+    floor = _sampled_floor(a, m)
+    pairs = entries_above(a, floor)
+    if len(pairs.rows) < m and floor > 0:  # the sample misled: take every positive entry
+        pairs = entries_above(a, 0.0)
+    if len(pairs.rows) <= m:
+        return pairs
+    values = a[pairs.rows, pairs.features]
+    cut = values.kthvalue(len(values) - m + 1).values
+    keep = values > cut
+    ties = (values == cut).nonzero().squeeze(1)[: m - int(keep.sum())]
+    keep[ties] = True
+    return pairs.take(keep)
+
+
+def _sampled_floor(a: Tensor, m: int) -> float:
+    """A guess, from a strided sample, of a value that a few more than ``m`` entries exceed."""
+    flat = a.view(-1)
+    stride = max(len(flat) // _SAMPLE, 1)
+    while stride > 1 and gcd(stride, a.shape[1]) > 1:  # else the sample would see few columns
+        stride -= 1
+    sample = flat[::stride]
+    expected = m * len(sample) / len(flat)
+    rank = int(expected + 5 * expected**0.5 + 8)
+    return max(float(sample.topk(rank).values[-1]), 0.0) if rank < len(sample) else 0.0

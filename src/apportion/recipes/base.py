@@ -1,0 +1,68 @@
+"""The contract of a recipe, and the list of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..allocators import AllocatorConfig
+from ..errors import UnknownName, nearest
+from ..sae import SAEConfig
+from ..training import RunConfig
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A named way to train.
+
+    Attributes:
+        name: as on the command line.
+        make: (d_in, d_sae, k, seed) to the full config.
+        source: paper.
+        aliases: other names of the same.
+    """
+
+    name: str
+    make: Callable[[int, int, float, int], RunConfig]
+    source: str
+    aliases: tuple[str, ...] = ()
+
+
+_RECIPES: dict[str, Recipe] = {}
+
+
+def register(recipe: Recipe) -> Recipe:
+    """Make a recipe known by its name and aliases."""
+    for name in (recipe.name, *recipe.aliases):
+        _RECIPES[name] = recipe
+    return recipe
+
+
+def recipe_names() -> list[str]:
+    """Names of all recipes, aliases left out, sorted."""
+    return sorted({recipe.name for recipe in _RECIPES.values()})
+
+
+def find_recipe(name: str) -> Recipe:
+    """The recipe of that name or, for any registered rule without one, the rule with its defaults.
+
+    Raises:
+        UnknownName: neither is known.
+    """
+    if name in _RECIPES:
+        return _RECIPES[name]
+    if name in AllocatorConfig.members:
+        return Recipe(name, lambda d_in, d_sae, k, seed: plain(name, d_in, d_sae, k, seed), "no paper")
+    known = [*_RECIPES, *AllocatorConfig.members]
+    raise UnknownName(
+        f"unknown recipe {name!r}; nearest: {nearest(name, known)}. "
+        "A rule from outside the package is known once its file is given with --plugin"
+    )
+
+
+def plain(kind: str, d_in: int, d_sae: int, k: float, seed: int) -> RunConfig:
+    """The run of a rule with everything but k at its default."""
+    head = AllocatorConfig.lookup(kind)
+    assert issubclass(head, AllocatorConfig)
+    sae = SAEConfig.parse({"d_in": d_in, "d_sae": d_sae, "allocator": head.for_k(k)}, f"recipe {kind}")
+    return RunConfig(sae=sae, seed=seed)

@@ -1,0 +1,257 @@
+"""The sparse autoencoder: encoder, allocator, decoder."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.profiler import record_function
+
+from .affinities import DenseAffinities, SettledAffinities
+from .allocators.base import Allocator, AllocatorConfig, Calibration
+from .clock import END, Clock
+from .code import Code
+from .config import Config, Open
+from .errors import InvalidInput
+from .trace import Dictionary, Trace
+from .workspace import Workspace
+from .world import SOLO, World
+
+
+class SAEConfig(Config):
+    """Shape and rule of an SAE.
+
+    Attributes:
+        d_in: width of an activation.
+        d_sae: number of features.
+        allocator: the rule, with its budget k.
+    """
+
+    d_in: int = Field(gt=0)
+    d_sae: int = Field(gt=0)
+    allocator: Open[AllocatorConfig]
+
+    @model_validator(mode="after")
+    def _k_fits(self) -> SAEConfig:
+        k = self.allocator.mean_k
+        if not 0 < k <= self.d_sae:
+            raise ValueError(f"k = {k:g} must be above 0 and at most d_sae = {self.d_sae}")
+        return self
+
+
+class SAE(nn.Module):
+    """A sparse autoencoder.
+
+    Parameters are stored feature-major: ``encoder.weight [d_sae, d_in]``, ``encoder.bias [d_sae]``,
+    ``W_dec [d_sae, d_in]``, ``b_dec [d_in]``; ``W_enc`` and ``b_enc`` are their names for readers. They stay
+    float32 (or float64) under ``.to(bfloat16)`` of a surrounding model and under autocast: which features a token
+    gets must not depend on either.
+
+    Args:
+        config: shape and rule.
+        metadata: how it was trained and calibrated, JSON.
+    """
+
+    def __init__(self, config: SAEConfig, metadata: Mapping[str, Any] | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.metadata: dict[str, Any] = dict(metadata or {})
+        self.encoder = nn.Linear(config.d_in, config.d_sae, device="meta").to_empty(device="cpu")
+        self.W_dec = nn.Parameter(torch.zeros(config.d_sae, config.d_in))
+        self.b_dec = nn.Parameter(torch.zeros(config.d_in))
+        self.allocator: Allocator = config.allocator.build(d_in=config.d_in, d_sae=config.d_sae)
+        with torch.no_grad():
+            self.encoder.weight.zero_()
+            self.encoder.bias.zero_()
+
+    @property
+    def d_in(self) -> int:
+        return self.config.d_in
+
+    @property
+    def d_sae(self) -> int:
+        return self.config.d_sae
+
+    @property
+    def k(self) -> float:
+        """Mean features per token that it is meant to spend."""
+        return self.config.allocator.mean_k
+
+    @property
+    def W_enc(self) -> Tensor:
+        """[d_in, d_sae], a view of ``encoder.weight``."""
+        return self.encoder.weight.T
+
+    @property
+    def b_enc(self) -> Tensor:
+        """[d_sae]."""
+        return self.encoder.bias
+
+    @property
+    def device(self) -> torch.device:
+        return self.b_dec.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.b_dec.dtype
+
+    @torch.no_grad()
+    def initialise(self, b_dec: Tensor, generator: torch.Generator) -> None:
+        """Random unit directions, encoder their transpose, biases zero but ``b_dec [d_in]``."""
+        self.W_dec.normal_(generator=generator)
+        self.W_dec.div_(torch.linalg.vector_norm(self.W_dec, dim=1, keepdim=True))
+        self.encoder.weight.copy_(self.W_dec)
+        self.encoder.bias.zero_()
+        self.b_dec.copy_(b_dec)
+
+    def dictionary(self, *, accumulate: bool = False) -> Dictionary:
+        """Encoder and decoder parameters as losses and rules see them."""
+        return Dictionary(self.encoder.weight, self.encoder.bias, self.W_dec, self.b_dec, accumulate)
+
+    def trace(
+        self,
+        x: Tensor,
+        clock: Clock = END,
+        *,
+        target: Tensor | None = None,
+        world: World = SOLO,
+        workspace: Workspace | None = None,
+        accumulate: bool = False,
+    ) -> Trace:
+        """One forward pass with all that losses and measures need.
+
+        Args:
+            x: [n, d_in], scaled.
+            clock: when it happens.
+            target: [n], the number that came with each token.
+            workspace: lends the large buffers; the trace is then valid until its next use.
+            accumulate: see ``Dictionary``.
+
+        Raises:
+            InvalidInput: ``x`` has another width.
+        """
+        self._check(x)
+        dictionary = self.dictionary(accumulate=accumulate)
+        pre = self._affinities(x, dictionary, clock, world, workspace=workspace)
+        with torch.autocast(x.device.type, enabled=False):
+            with record_function("allocate"):
+                code, notes = self.allocator(pre, x, clock)
+            with record_function("decode"):
+                x_hat = dictionary.decode(code)
+        return Trace(x, target, pre, code, notes, x_hat, clock)
+
+    def encode(self, x: Tensor) -> Code:
+        """Sparse code of ``x [..., d_in]``, any float dtype.
+
+        With a rule that couples no rows, a token gets the same features in any batch, at any place in it.
+
+        Raises:
+            InvalidInput: ``x`` has another width.
+        """
+        self._check(x)
+        flat = x.reshape(-1, self.d_in).to(self.dtype)
+        with torch.autocast(x.device.type, enabled=False):
+            # Training may round as it likes; a frozen rule must not. Float64 needs no settling.
+            settle = not self.allocator.couples_rows and flat.dtype == torch.float32
+            pre = self._affinities(flat, self.dictionary(), settle=settle)
+            code, _ = self.allocator(pre, flat, END)
+        return code.reshape(x.shape[:-1])
+
+    def decode(self, code: Code) -> Tensor:
+        """Reconstruction ``[..., d_in]`` of a code with leading shape ``...``."""
+        if code.d_sae != self.d_sae:
+            raise InvalidInput(f"the code has {code.d_sae} features, the SAE {self.d_sae}; use its own SAE")
+        with torch.autocast(self.device.type, enabled=False):
+            return self.dictionary().decode(code).reshape(*code.shape, self.d_in)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Reconstruction of ``x [..., d_in]``."""
+        return self.decode(self.encode(x))
+
+    def freeze(self) -> SAE:
+        """The same dictionary under the rule's inference form. The copy shares nothing with this one."""
+        return self.with_allocator(self.allocator.freeze())
+
+    def with_allocator(self, allocator: Allocator) -> SAE:
+        """A copy of encoder and decoder under another rule."""
+        config = self.config.model_copy(update={"allocator": allocator.config})
+        other = SAE(config, copy.deepcopy(self.metadata))
+        other.allocator = allocator
+        other.to(device=self.device, dtype=self.dtype)
+        with torch.no_grad():
+            for mine, theirs in zip(self._own(), other._own(), strict=True):
+                theirs.copy_(mine)
+        return other.requires_grad_(self.b_dec.requires_grad)
+
+    def calibrate(self, blocks: Callable[[], Any], k: float) -> tuple[SAE, Calibration]:
+        """Fit the frozen rule so that it spends ``k`` per token on held-out rows.
+
+        Args:
+            blocks: each call iterates once over the rows, as tensors [n, d_in] in the SAE's own scale.
+            k: features per token.
+        """
+        fitted = self.allocator.calibrate(lambda: ((self._survey(x), x) for x in blocks()), k)
+        return self.with_allocator(fitted.allocator), fitted
+
+    @torch.no_grad()
+    def fold(self, scale: float) -> SAE:
+        """A copy that takes raw inputs, where this one takes inputs times ``scale``.
+
+        With a power of two the codes agree to the bit, up to ``scale``.
+        """
+        folded = copy.deepcopy(self)
+        folded.encoder.bias.div_(scale)
+        folded.b_dec.div_(scale)
+        folded.allocator.fold(scale)
+        return folded
+
+    def _own(self) -> list[Tensor]:
+        return [self.encoder.weight, self.encoder.bias, self.W_dec, self.b_dec]
+
+    def _check(self, x: Tensor) -> None:
+        if x.ndim == 0 or x.shape[-1] != self.d_in or not x.is_floating_point():
+            raise InvalidInput(
+                f"activations of shape {tuple(x.shape)} and type {x.dtype} do not fit this SAE; "
+                f"pass floating-point activations [..., {self.d_in}]"
+            )
+
+    @torch.no_grad()
+    def _survey(self, x: Tensor) -> DenseAffinities:
+        return self._affinities(x.to(self.dtype), self.dictionary())
+
+    def _affinities(
+        self,
+        x: Tensor,
+        dictionary: Dictionary,
+        clock: Clock = END,
+        world: World = SOLO,
+        *,
+        workspace: Workspace | None = None,
+        settle: bool = False,
+    ) -> DenseAffinities:
+        """The encoder's product, the one dense operation of a step. Gradients come later, pair by pair."""
+        with torch.no_grad(), record_function("encode"):
+            centred = x - dictionary.b_dec
+            if torch.is_autocast_enabled(x.device.type):
+                pre = torch.addmm(dictionary.b_enc, centred, dictionary.weight.T).to(x.dtype)
+            else:
+                out = workspace.lend("pre", (len(x), self.d_sae), x) if workspace else None
+                pre = torch.addmm(dictionary.b_enc, centred, dictionary.weight.T, out=out)
+        kind = SettledAffinities if settle else DenseAffinities
+        return kind(x, centred, pre, dictionary, clock=clock, world=world)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SAE:
+        """Follow moves between devices, ignore conversions to a narrower dtype."""
+
+        def keep_precision(t: Tensor) -> Tensor:
+            moved = fn(t)
+            if not t.is_floating_point() or moved.dtype.itemsize >= t.dtype.itemsize:
+                return moved
+            return t.to(moved.device)
+
+        super()._apply(keep_precision, recurse)
+        return self

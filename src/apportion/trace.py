@@ -1,0 +1,88 @@
+"""What a forward pass leaves behind: the dictionary it used, and the trace that losses and measures read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from .clock import Clock
+from .code import Code
+from .ops.decode import decode
+from .ops.encode_at import encode_at
+
+if TYPE_CHECKING:
+    from .affinities import Affinities
+
+
+@dataclass(frozen=True, eq=False)
+class Dictionary:
+    """The parameters of encoder and decoder.
+
+    Attributes:
+        weight: [d_sae, d_in] encoder weights, feature-major and contiguous (``W_enc`` transposed).
+        b_enc: [d_sae].
+        W_dec: [d_sae, d_in], one direction per feature.
+        b_dec: [d_in].
+        accumulate: backward passes add the weights' gradients into the ``.grad`` buffers that exist, and
+            allocate none. For training steps; leave it off for ``torch.autograd.grad``.
+    """
+
+    weight: Tensor
+    b_enc: Tensor
+    W_dec: Tensor
+    b_dec: Tensor
+    accumulate: bool = False
+
+    @property
+    def d_in(self) -> int:
+        return self.weight.shape[1]
+
+    @property
+    def d_sae(self) -> int:
+        return self.weight.shape[0]
+
+    def decode(self, code: Code, *, bias: bool = True) -> Tensor:
+        """[n, d_in]: the weighted sum of directions, plus ``b_dec`` unless ``bias`` is false."""
+        into = self.W_dec.grad if self.accumulate else None
+        return decode(code, self.W_dec, self.b_dec if bias else None, into)
+
+    def encode_at(self, x: Tensor, centred: Tensor, values: Tensor, rows: Tensor, features: Tensor) -> Tensor:
+        """Known pre-activations ``values [nnz]`` at the pairs, made differentiable. See ``ops.encode_at``."""
+        into = self.weight.grad if self.accumulate else None
+        return encode_at(
+            x,
+            self.weight,
+            self.b_enc,
+            self.b_dec,
+            rows,
+            features,
+            centred=centred,
+            values=values,
+            into=into,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """One forward pass.
+
+    Attributes:
+        x: [n, d_in] input, scaled.
+        target: [n] or None, the number that came with each token.
+        pre: the affinities, still open to questions.
+        code: n tokens.
+        notes: what the rule wants to say of itself (named scalars or [n] tensors).
+        x_hat: [n, d_in].
+        clock: when it happened.
+    """
+
+    x: Tensor
+    target: Tensor | None
+    pre: Affinities
+    code: Code
+    notes: Mapping[str, Tensor]
+    x_hat: Tensor
+    clock: Clock

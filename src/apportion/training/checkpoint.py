@@ -1,0 +1,140 @@
+"""Checkpoints: everything that the next step depends on, in safetensors and JSON, replaced atomically.
+
+A checkpoint is a folder ``checkpoints/step-00000123`` with one ``RUN.safetensors`` per run and
+``checkpoint.json``, which holds their SHA-256 and its own checksum. It is written under a temporary name, flushed
+and renamed, and only then is its predecessor deleted: a process killed at any moment leaves one that is whole.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from ..errors import InvalidCheckpoint
+from ..files import (
+    TEMPORARY,
+    check_format,
+    check_seal,
+    read_json,
+    seal,
+    sha256,
+    storage,
+    sync,
+    write_atomically,
+    write_json,
+)
+from .step import Run
+
+FORMAT, VERSION = "apportion-checkpoint", 1
+
+
+def run_tensors(run: Run) -> dict[str, Tensor]:
+    """All tensors of a run by name: parameters, buffers, moments, random state."""
+    tensors = {f"sae.{name}": value for name, value in run.sae.state_dict().items()}
+    tensors |= {f"firing.{name}": value for name, value in run.firing.state_dict().items()}
+    for name, parameter in run.sae.named_parameters():
+        for moment, value in run.optimizer.state.get(parameter, {}).items():
+            tensors[f"adam.{name}.{moment}"] = value
+    tensors["rng"] = run.rng
+    return tensors
+
+
+def restore_run(run: Run, tensors: dict[str, Tensor], where: Path) -> None:
+    """Put ``run_tensors`` back, in place. Raises ``InvalidCheckpoint`` if names or shapes differ."""
+    device = run.sae.device
+    try:
+        run.sae.load_state_dict(_under("sae.", tensors))
+        run.firing.load_state_dict(_under("firing.", tensors))
+        for name, parameter in run.sae.named_parameters():
+            moments = _under(f"adam.{name}.", tensors)
+            if moments:
+                # Adam keeps its step count on the CPU unless it is fused on a card.
+                run.optimizer.state[parameter] = {
+                    moment: value.clone() if moment == "step" else value.to(device)
+                    for moment, value in moments.items()
+                }
+        run.rng = tensors["rng"]
+    except (RuntimeError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise InvalidCheckpoint(f"{where} does not fit this run: {reason}; start in another folder") from None
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def save_checkpoint(out: Path, step: int, runs: dict[str, Run], state: dict[str, Any]) -> None:
+    """Write the checkpoint of ``step`` and delete older ones.
+
+    Args:
+        out: output folder of the training.
+        state: everything else, JSON.
+
+    Raises:
+        StorageFailure: disk full or no permission; the previous checkpoint stays.
+    """
+    folder = out / "checkpoints"
+    final = folder / f"step-{step:08d}"
+    if not final.exists():  # else the same step again, after a resume: the bits are the same
+        _write(final, step, runs, state)
+    for older in folder.iterdir():
+        if older != final:
+            shutil.rmtree(older, ignore_errors=True)
+
+
+def _write(final: Path, step: int, runs: dict[str, Run], state: dict[str, Any]) -> None:
+    folder, temporary = final.parent, final.with_name(f"{TEMPORARY}{final.name}")
+    with storage(final):
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+    try:
+        digests = {}
+        for name, run in runs.items():
+            data = save({key: value.contiguous() for key, value in run_tensors(run).items()})
+            digests[name] = sha256(data)
+            write_atomically({temporary / f"{name}.safetensors": data})
+        head = {"format": FORMAT, "version": VERSION, "step": step, "sha256": digests}
+        where = temporary / "checkpoint.json"
+        write_json(where, seal(head | state, where))
+        with storage(final):
+            sync(temporary)
+            temporary.rename(final)
+            sync(folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def latest_checkpoint(out: Path) -> Path | None:
+    """The newest whole checkpoint of a training folder."""
+    whole = sorted((out / "checkpoints").glob("step-*"))
+    return whole[-1] if whole else None
+
+
+def load_checkpoint(path: Path, runs: dict[str, Run]) -> dict[str, Any]:
+    """Restore ``runs`` in place and return the rest of the state.
+
+    Raises:
+        InvalidCheckpoint: damaged, of a newer version, or of other runs.
+    """
+    where = path / "checkpoint.json"
+    state = read_json(where, "a checkpoint")
+    check_format(state, FORMAT, VERSION, where)
+    check_seal(state, where)
+    for name, run in runs.items():
+        file = path / f"{name}.safetensors"
+        try:
+            data = file.read_bytes()
+            if sha256(data) != state["sha256"].get(name):
+                raise InvalidCheckpoint(f"{file} does not match checkpoint.json; start in another folder")
+            tensors = load(data)
+        except (SafetensorError, OSError) as error:
+            raise InvalidCheckpoint(f"{file} is damaged or missing ({error}); start in another folder") from None
+        restore_run(run, tensors, file)
+    return state

@@ -1,0 +1,128 @@
+"""Where training records go: a JSONL file per run always, services when asked for."""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import InvalidCheckpoint, MissingExtra, UnknownName, nearest
+from ..files import storage
+
+
+class Sink(abc.ABC):
+    """Takes the records of one run."""
+
+    @abc.abstractmethod
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Take one record: ``step``, ``tokens``, numbers, nested groups, and times under ``time``."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Flush and let go."""
+
+
+class JsonLines(Sink):
+    """One JSON object a line. A run that goes on cuts the file back to where its checkpoint was made."""
+
+    def __init__(self, path: Path, keep_bytes: int = 0) -> None:
+        self.path = path
+        with storage(path):
+            path.touch()
+            if path.stat().st_size < keep_bytes:
+                raise InvalidCheckpoint(
+                    f"{path} is shorter than its checkpoint says ({path.stat().st_size} < {keep_bytes} bytes); "
+                    "restore the log or start in another folder"
+                )
+            os.truncate(path, keep_bytes)
+            self._file = path.open("ab")
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        with storage(self.path):
+            self._file.write(json.dumps(_finite(record), allow_nan=False).encode() + b"\n")
+            self._file.flush()
+
+    def position(self) -> int:
+        """Bytes written, after flushing them to the disk."""
+        with storage(self.path):
+            os.fsync(self._file.fileno())
+        return self._file.tell()
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # what a full disk refused was reported by ``write``
+            self._file.close()
+
+
+def _finite(value: Any) -> Any:
+    """Nested numbers with null for NaN and infinity, which other readers of JSON cannot parse."""
+    if isinstance(value, Mapping):
+        return {name: _finite(part) for name, part in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def flatten(record: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """Nested numbers as ``group/name``; anything that is not a number is left out."""
+    flat: dict[str, float] = {}
+    for name, value in record.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{name}/")
+        elif isinstance(value, (int, float)):
+            flat[prefix + name] = float(value)
+    return flat
+
+
+class TensorBoard(Sink):
+    """Scalars under ``OUT/tensorboard/RUN`` (extra ``tensorboard``)."""
+
+    def __init__(self, out: Path, run: str) -> None:
+        try:
+            from torch.utils.tensorboard.writer import SummaryWriter
+        except ImportError:
+            raise MissingExtra("the log 'tensorboard' needs pip install 'apportion[tensorboard]'") from None
+        self._writer = SummaryWriter(str(out / "tensorboard" / run))
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        for name, value in flatten(record).items():
+            self._writer.add_scalar(name, value, int(record["step"]))
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WandB(Sink):
+    """A Weights & Biases run per SAE (extra ``wandb``); project and mode come from its own environment."""
+
+    def __init__(self, out: Path, run: str) -> None:
+        try:
+            import wandb
+        except ImportError:
+            raise MissingExtra("the log 'wandb' needs pip install 'apportion[wandb]'") from None
+        self._run = wandb.init(name=run, group=out.name, dir=str(out), reinit="create_new")
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        self._run.log(flatten(record), step=int(record["step"]))
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+SINKS: dict[str, Callable[[Path, str], Sink]] = {"tensorboard": TensorBoard, "wandb": WandB}
+"""Optional sinks by name: each is made from (output folder, run name)."""
+
+
+def check_sinks(names: Iterable[str]) -> None:
+    """Raises ``UnknownName`` for a sink that is not known."""
+    for name in names:
+        if name not in SINKS:
+            raise UnknownName(f"unknown log {name!r}; nearest: {nearest(name, SINKS)}")
+
+
+def open_sink(name: str, out: Path, run: str) -> Sink:
+    """The sink of that name. Raises ``UnknownName`` or ``MissingExtra``."""
+    check_sinks([name])
+    return SINKS[name](out, run)

@@ -1,0 +1,140 @@
+"""One optimiser step of one SAE."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.profiler import record_function
+
+from ..clock import Clock
+from ..errors import InvalidConfig
+from ..firing import Firing
+from ..objectives import Objective
+from ..sae import SAE
+from ..trace import Trace
+from ..workspace import Workspace
+from ..world import SOLO, World
+from .configs import RunConfig
+from .decoder_norm import project_gradient, renormalise
+
+
+class Run:
+    """An SAE in training, with everything that its next step depends on.
+
+    Args:
+        config: how it is trained.
+        b_dec: [d_in], where its decoder bias starts.
+        workspace: large buffers; runs that step one after the other may share one.
+    """
+
+    def __init__(self, config: RunConfig, b_dec: Tensor, workspace: Workspace | None = None) -> None:
+        self.config = config
+        self.workspace = workspace or Workspace()
+        with torch.random.fork_rng(devices=[]):
+            # For rules that draw their initial weights. ``torch.manual_seed`` would also reseed every card.
+            torch.default_generator.manual_seed(config.seed)
+            self.sae = SAE(config.sae)
+            self.rng = torch.get_rng_state()
+        self.sae.initialise(b_dec, torch.Generator().manual_seed(config.seed))
+        self.sae.to(b_dec.device)
+        self.firing = Firing(config.sae.d_sae, config.dead_after).to(b_dec.device)
+        self.objectives: list[Objective] = [objective.build() for objective in config.objectives]
+        parameters = list(self.sae.parameters())
+        for parameter in parameters:
+            parameter.grad = torch.zeros_like(parameter)
+        self.optimizer = torch.optim.Adam(
+            parameters, lr=0.0, betas=config.betas, eps=config.eps, fused=b_dec.device.type in ("cpu", "cuda")
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class StepResult:
+    """What a step came to.
+
+    Attributes:
+        trace: its forward pass, detached; valid until the workspace is used again.
+        losses: weighted terms by name, [] each.
+        grad_norm: [] norm of the whole gradient before clipping.
+        lr: learning rate used.
+    """
+
+    trace: Trace
+    losses: dict[str, Tensor]
+    grad_norm: Tensor
+    lr: float = field(default=0.0)
+
+
+def losses_of(run: Run, trace: Trace) -> dict[str, Tensor]:
+    """All weighted loss terms of a trace: the objectives' and the rule's own. ``InvalidConfig`` if none."""
+    dictionary = run.sae.dictionary(accumulate=True)
+    terms = {}
+    for objective in run.objectives:
+        term = objective(trace, dictionary, run.firing)
+        if term is not None:
+            terms[objective.name] = term
+    terms |= run.sae.allocator.terms(trace, dictionary)
+    if not terms:
+        raise InvalidConfig("no loss applies to this step; add one that always does, such as 'reconstruction'")
+    return terms
+
+
+def train_step(
+    run: Run, x: Tensor, clock: Clock, *, target: Tensor | None = None, world: World = SOLO
+) -> StepResult:
+    """Forward, backward, projection, clipping, Adam, renormalisation, and what the rule and counters learn.
+
+    Args:
+        run: changed in place.
+        x: [n, d_in], scaled.
+        clock: time of this step.
+        target: [n], the number that came with each token.
+    """
+    with _own_randomness(run), _precision(run, x):
+        with record_function("zero_grad"):
+            run.optimizer.zero_grad(set_to_none=False)  # buffers are added into; fresh ones cost page faults
+        trace = run.sae.trace(x, clock, target=target, world=world, workspace=run.workspace, accumulate=True)
+        with record_function("losses"):
+            losses = losses_of(run, trace)
+        with record_function("backward"):
+            sum(losses.values(), torch.zeros((), device=x.device)).backward()
+        lr = run.config.lr(clock)
+        grad_norm = _update(run, lr)
+        with record_function("observe"):
+            run.firing.update(trace.code, world)
+            run.sae.allocator.observe(trace, run.sae.dictionary(), run.firing, world)
+    return StepResult(trace, {name: term.detach() for name, term in losses.items()}, grad_norm, lr)
+
+
+def _update(run: Run, lr: float) -> Tensor:
+    """Move the parameters along their gradients; returns the gradient's norm before clipping."""
+    with record_function("project"):
+        project_gradient(run.sae.W_dec)
+    with record_function("clip"):
+        grad_norm = torch.nn.utils.clip_grad_norm_(run.sae.parameters(), run.config.clip)
+    for group in run.optimizer.param_groups:
+        group["lr"] = lr
+    with record_function("adam"):
+        run.optimizer.step()
+    with record_function("renormalise"):
+        renormalise(run.sae.W_dec)
+    return grad_norm
+
+
+@contextlib.contextmanager
+def _own_randomness(run: Run) -> Iterator[None]:
+    """The run's own random state in place of the process's, so that neither sees the other."""
+    outside = torch.get_rng_state()
+    torch.set_rng_state(run.rng)
+    try:
+        yield
+    finally:
+        run.rng = torch.get_rng_state()
+        torch.set_rng_state(outside)
+
+
+def _precision(run: Run, x: Tensor) -> contextlib.AbstractContextManager[None]:
+    return torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=run.config.precision == "bf16")

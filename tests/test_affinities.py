@@ -1,0 +1,67 @@
+"""Affinities answer questions; narrowed ones answer for some rows and features; both versions agree."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from apportion.affinities import DenseAffinities, SettledAffinities
+from apportion.allocators import TokenChoiceConfig
+from apportion.errors import InvalidInput
+
+from .conftest import inputs, make_sae
+
+
+def both(n: int = 40):
+    sae, x = make_sae(TokenChoiceConfig.for_k(4)), inputs(n)
+    dictionary = sae.dictionary()
+    centred = (x - sae.b_dec).detach()
+    pre = torch.addmm(sae.b_enc, centred, sae.encoder.weight.T).detach()
+    return sae, x, pre, [kind(x, centred, pre, dictionary) for kind in (DenseAffinities, SettledAffinities)]
+
+
+def test_settled_and_plain_agree_where_nothing_is_close():
+    _, _, pre, (plain, settled) = both()
+    k = torch.arange(40) % 7
+    for question in (
+        lambda a: a.top_rows(k),
+        lambda a: a.above(0.7),
+        lambda a: a.above(torch.rand(96, generator=torch.Generator().manual_seed(0))),
+    ):
+        assert torch.equal(torch.stack(question(plain)), torch.stack(question(settled)))
+    assert torch.equal(torch.stack(plain.above(-5.0)), (pre > 0).nonzero().T)
+
+
+def test_near_finds_the_whole_window_negative_values_too():
+    _, _, pre, (plain, _) = both()
+    for theta in (0.1, 1.0, torch.linspace(0, 2, 96)):
+        want = ((pre > theta - 0.25) & (pre < theta + 0.25)).nonzero().T
+        assert torch.equal(torch.stack(plain.near(theta, 0.5)), want)
+    assert bool((pre[tuple(plain.near(0.1, 0.5))] < 0).any())
+
+
+def test_narrow_answers_for_its_rows_and_features_only():
+    sae, _, pre, (plain, settled) = both()
+    rows, features = torch.tensor([3, 0, 17]), torch.tensor([1, 5, 40, 41, 95])
+    part = plain.narrow(rows, features)
+    block = torch.full((3, 96), -1.0)
+    block[:, features] = pre[rows][:, features]
+    want = torch.zeros(3, 96, dtype=torch.bool).scatter_(1, block.topk(2).indices, True) & (block > 0)
+    assert torch.equal(torch.stack(part.top_rows(torch.full((3,), 2))), want.nonzero().T)
+    assert torch.equal(torch.stack(part.above(0.3)), (block > 0.3).nonzero().T)
+    pairs = part.above(0.0)
+    torch.testing.assert_close(part.at(pairs), block[tuple(pairs)])
+    grad = torch.autograd.grad(part.at(pairs).sum(), sae.encoder.bias)[0]
+    assert set(grad.nonzero().squeeze(1).tolist()) == set(pairs.features.tolist()) <= set(features.tolist())
+    assert torch.equal(part.dense() > 0, block > 0)
+    with pytest.raises(InvalidInput):
+        part.narrow(rows[:1], features)
+    with pytest.raises(InvalidInput):
+        settled.narrow(rows, features)
+
+
+def test_a_wrong_width_is_one_sentence():
+    sae = make_sae(TokenChoiceConfig.for_k(4))
+    for bad in (torch.zeros(3, 25), torch.zeros(3, 24, dtype=torch.int64), torch.zeros(())):
+        with pytest.raises(InvalidInput, match="do not fit this SAE"):
+            sae.encode(bad)

@@ -1,0 +1,81 @@
+"""Configs: frozen, strict, open to kinds from outside."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from apportion.allocators import AllocatorConfig, MutualChoiceConfig, TokenChoiceConfig
+from apportion.clock import END, Clock
+from apportion.errors import InvalidConfig, UnknownName
+from apportion.recipes import find_recipe, recipe_names
+from apportion.sae import SAEConfig
+from apportion.schedules import Constant, Linear, WarmupDecay
+from apportion.training import RunConfig, TrainConfig
+
+
+def test_a_run_survives_json():
+    for name in recipe_names():
+        run = find_recipe(name).make(16, 64, 4, 3)
+        assert RunConfig.parse(run.model_dump(mode="json"), "x") == run
+        assert RunConfig.parse(run.model_dump(mode="json"), "x").digest() == run.digest()
+
+
+def test_unknown_keys_and_kinds_name_what_is_known():
+    data = find_recipe("topk").make(16, 64, 4, 0).model_dump(mode="json")
+    with pytest.raises(InvalidConfig, match="unknown key 'lrr'"):
+        RunConfig.parse(data | {"lrr": 1}, "x")
+    data["sae"]["allocator"]["kind"] = "token_choise"
+    with pytest.raises(UnknownName, match="token_choice"):
+        RunConfig.parse(data, "x")
+
+
+@pytest.mark.parametrize("k", [0, -3, 65, 1000])
+def test_k_must_fit(k):
+    for kind in sorted(AllocatorConfig.members):
+        with pytest.raises(InvalidConfig):
+            find_recipe(kind).make(16, 64, k, 0)
+    with pytest.raises(ValidationError):
+        SAEConfig(d_in=16, d_sae=2, allocator=MutualChoiceConfig(k=3))
+
+
+def test_a_constant_budget_is_a_whole_number():
+    with pytest.raises(InvalidConfig, match=r"'k' = 2\.5"):
+        TokenChoiceConfig.for_k(2.5)
+    assert MutualChoiceConfig.for_k(2.5).mean_k == 2.5
+
+
+def test_recipes_by_alias_and_unknown_ones():
+    assert find_recipe("topk") is find_recipe("token_choice")
+    assert find_recipe("batch_topk") is find_recipe("mutual_choice")
+    with pytest.raises(UnknownName, match="token_choice"):
+        find_recipe("token_chioce")
+
+
+def test_a_kind_is_taken_once():
+    from typing import Literal
+
+    with pytest.raises(InvalidConfig, match="taken"):
+
+        class Other(TokenChoiceConfig):
+            kind: Literal["mutual_choice"] = "mutual_choice"  # type: ignore[assignment]
+
+
+def test_schedules():
+    assert Constant(value=3.0)(END) == 3.0
+    line = Linear(start=10, end=0, begin=0.25, until=0.75)
+    assert [line(Clock(s, 100)) for s in (0, 25, 50, 75, 100)] == [10, 10, 5, 0, 0]
+    with pytest.raises(ValidationError):
+        Linear(start=0, end=1, begin=0.5, until=0.5)
+    lr = WarmupDecay(peak=2.0, warmup=0.1, decay=0.2)
+    values = [lr(Clock(s, 100)) for s in range(100)]
+    assert values[0] == pytest.approx(0.2) and values[9] == 2.0 and values[50] == 2.0
+    assert values[80] == 2.0 and values[90] == pytest.approx(1.0) and values[99] == pytest.approx(0.1)
+    assert min(values) > 0 and max(values) == 2.0
+    assert 0 < WarmupDecay(peak=1.0)(Clock(0, 1)) <= 1.0
+
+
+def test_a_stream_holds_a_step():
+    assert TrainConfig(n_tokens=5000, batch_size=1000).n_steps == 5
+    with pytest.raises(InvalidConfig, match="less than one batch"):
+        TrainConfig.parse({"n_tokens": 10, "batch_size": 11}, "x")
