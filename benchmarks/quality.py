@@ -1,0 +1,230 @@
+"""Train and evaluate recipes x k x seeds on real sources; every row keyed by a hash of all that it depends on.
+
+    python benchmarks/quality.py benchmarks/quality.json            # goes on where it was stopped
+    python benchmarks/quality.py benchmarks/quality.json --table    # Markdown from the rows there are
+
+Rows are appended to ``benchmarks/results/quality.jsonl`` as they come. Stores and trainings lie in
+``benchmarks/.cache`` and may be deleted. Paths in the config are relative to its own folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+import os
+import statistics
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import apportion as ap
+from apportion.activations import capture_to_store, load_documents, load_model
+from apportion.activations.models import LoadedModel
+from apportion.config import Config
+
+HERE = Path(__file__).resolve().parent
+RESULTS, CACHE = HERE / "results" / "quality.jsonl", HERE / ".cache"
+STUDENT_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+"""Two-sided 95 % points of Student's t by degrees of freedom."""
+
+
+class SourceSpec(Config):
+    """Activations of one module on some texts; ``every`` takes each so-many-th document."""
+
+    model: str
+    module: str
+    data: tuple[str, ...]
+    every: int = 1
+
+
+class Suite(Config):
+    """All that a row depends on, apart from recipe, k and seed."""
+
+    sources: dict[str, SourceSpec]
+    recipes: tuple[str, ...]
+    k: tuple[float, ...]
+    seeds: tuple[int, ...]
+    expansion: int
+    heldout: float
+    train: ap.TrainConfig
+    evaluate_tokens: int
+    downstream_tokens: int
+
+
+Job = tuple[str, dict[str, Any]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("config", type=Path)
+    parser.add_argument("--table", action="store_true", help="print Markdown from the rows there are")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
+    try:
+        suite = Suite.parse(json.loads(arguments.config.read_text()), str(arguments.config))
+        if arguments.table:
+            print(table(suite, rows_in(arguments.results)))
+            return
+        for name, spec in suite.sources.items():
+            run_source(suite, name, resolved(spec, arguments.config.parent), arguments.results)
+    except ap.ApportionError as error:
+        sys.exit(f"quality: {error}")
+
+
+def resolved(spec: SourceSpec, base: Path) -> SourceSpec:
+    """Paths that exist beside the config, made absolute."""
+
+    def absolute(path: str) -> str:
+        return str((base / path).resolve()) if (base / path).exists() else path
+
+    return spec.model_copy(update={"model": absolute(spec.model), "data": tuple(map(absolute, spec.data))})
+
+
+def rows_in(path: Path) -> dict[str, dict[str, Any]]:
+    """Rows by key; a last line that a kill cut short is left out."""
+    rows = {}
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        rows[row["key"]] = row
+    return rows
+
+
+def run_source(suite: Suite, name: str, spec: SourceSpec, results: Path) -> None:
+    """All rows of one source that are not there yet, a seed at a time on one shared stream."""
+    model = load_model(spec.model)
+    documents = [d for path in spec.data for d in load_documents(path)][:: spec.every]
+    store = CACHE / f"store-{name}-{suite.sources[name].digest()}"
+    capture_to_store(model, [spec.module], documents, store, progress=True)
+    source = ap.StoreSource(store, heldout=suite.heldout)
+    for seed in suite.seeds:
+        run_seed(suite, seed, unfinished(suite, name, seed, source.d_in, results), source, model, results)
+
+
+def unfinished(suite: Suite, name: str, seed: int, d_in: int, results: Path) -> dict[str, Job]:
+    """The rows of a seed that are missing, by the name of their run."""
+    done = rows_in(results)
+    jobs = {f"{recipe}-k{k:g}": identify(suite, name, recipe, k, seed, d_in) for recipe, k in combinations(suite)}
+    return {run: job for run, job in jobs.items() if job[0] not in done}
+
+
+def combinations(suite: Suite) -> Iterator[tuple[str, float]]:
+    return ((recipe, k) for recipe in suite.recipes for k in suite.k)
+
+
+def identify(suite: Suite, name: str, recipe: str, k: float, seed: int, d_in: int) -> Job:
+    """A row's key and everything that the key stands for (paths as the config writes them)."""
+    run = ap.recipe(recipe).make(d_in, suite.expansion * d_in, k, seed)
+    identity = {
+        "source": suite.sources[name].model_dump(mode="json"),
+        "heldout": suite.heldout,
+        "run": run.model_dump(mode="json"),
+        "train": suite.train.model_copy(update={"seed": seed}).model_dump(mode="json"),
+        "evaluate_tokens": suite.evaluate_tokens,
+        "downstream_tokens": suite.downstream_tokens,
+    }
+    text = json.dumps(identity, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16], {
+        "source": name,
+        "recipe": recipe,
+        "k": k,
+        "seed": seed,
+        "config": identity,
+    }
+
+
+def run_seed(
+    suite: Suite,
+    seed: int,
+    jobs: dict[str, Job],
+    source: ap.StoreSource,
+    model: LoadedModel,
+    results: Path,
+) -> None:
+    """Train the missing rows of a seed together, then evaluate and append them one by one."""
+    if not jobs:
+        return
+    configs = {run: ap.RunConfig.parse(identity["config"]["run"], run) for run, (_, identity) in jobs.items()}
+    settings = suite.train.model_copy(update={"seed": seed})
+    together = hashlib.sha256(json.dumps(sorted(key for key, _ in jobs.values())).encode()).hexdigest()[:12]
+    saes = ap.train(configs, source, CACHE / f"runs-{together}", settings, progress=True)
+    results.parent.mkdir(parents=True, exist_ok=True)
+    for run, sae in saes.items():
+        key, identity = jobs[run]
+        measures = ap.evaluate(
+            sae, source, limit=suite.evaluate_tokens, model=model, downstream_limit=suite.downstream_tokens
+        )
+        training, calibration = sae.metadata["training"], sae.metadata["calibration"]
+        row = {
+            "key": key,
+            **identity,
+            "measures": measures,
+            "l0_train": training["l0_train"],
+            "dead": training["dead"],
+            "train_tokens_per_s": training["tokens_per_s"],
+            "calibration": calibration,
+            "version": ap.__version__,
+        }
+        append(results, row)
+
+
+def append(path: Path, row: dict[str, Any]) -> None:
+    """One line, on the disk before this returns."""
+    with path.open("ab") as file:
+        if path.stat().st_size and not path.read_bytes().endswith(b"\n"):
+            file.write(b"\n")  # a kill cut the last line short
+        file.write(json.dumps(row).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def interval(values: list[float]) -> tuple[float, float]:
+    """Mean and half width of the 95 % interval over seeds (Student's t)."""
+    mean = statistics.fmean(values)
+    if len(values) < 2:
+        return mean, math.nan
+    return mean, STUDENT_95[len(values) - 1] * statistics.stdev(values) / math.sqrt(len(values))
+
+
+def table(suite: Suite, rows: dict[str, dict[str, Any]]) -> str:
+    """Markdown: a line per source, recipe and k, with 95 % intervals over seeds."""
+    groups: dict[tuple[str, str, float], list[dict[str, Any]]] = defaultdict(list)
+    for row in rows.values():
+        groups[row["source"], row["recipe"], row["k"]].append(row)
+    lines = [
+        "| source | recipe | k | seeds | L0, frozen (by seed) | largest miss / promise | FVU | cosine "
+        "| never fires | CE score or hidden error |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for source in suite.sources:
+        for recipe, k in combinations(suite):
+            group = sorted(groups.get((source, recipe, k), []), key=lambda row: int(row["seed"]))
+            if group:
+                lines.append(table_line(source, recipe, k, [row["measures"] for row in group]))
+    return "\n".join(lines)
+
+
+def table_line(source: str, recipe: str, k: float, measures: list[dict[str, Any]]) -> str:
+    def cell(name: str, digits: int) -> str:
+        mean, half = interval([m[name] for m in measures])
+        return f"{mean:.{digits}f} ± {half:.{digits}f}"
+
+    misses = [(abs(m["l0"] - k), 0.02 * k + 2 * m["l0_se"]) for m in measures]
+    worst = max(misses, key=lambda pair: pair[0] / pair[1])
+    downstream = "ce_score" if "ce_score" in measures[0] else "hidden_error"
+    l0 = ", ".join(f"{m['l0']:.2f} (se {m['l0_se']:.2f})" for m in measures)
+    return (
+        f"| {source} | {recipe} | {k:g} | {len(measures)} | {l0} | {worst[0]:.2f} / {worst[1]:.2f} "
+        f"| {cell('fvu', 4)} | {cell('cosine', 4)} | {cell('never_fires', 4)} "
+        f"| {downstream} {cell(downstream, 4)} |"
+    )
+
+
+if __name__ == "__main__":
+    main()
