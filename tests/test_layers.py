@@ -11,7 +11,9 @@ SOURCE = Path(__file__).resolve().parents[1] / "src" / "apportion"
 FILES = sorted(SOURCE.rglob("*.py"))
 
 LAYERS: dict[str, int] = {
-    **dict.fromkeys(("errors", "clock", "schedules", "world", "config", "files", "workspace", "_folder"), 0),
+    **dict.fromkeys(
+        ("errors", "clock", "schedules", "world", "config", "files", "workspace", "spans", "_folder"), 0
+    ),
     **dict.fromkeys(("code", "affinities", "trace", "ops"), 10),
     **dict.fromkeys(("firing", "budgets", "allocators"), 20),
     "sae": 30,

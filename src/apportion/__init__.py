@@ -13,7 +13,7 @@ from importlib.metadata import version
 
 from .activations import LiveSource, Source, StoreSource, TensorSource
 from .affinities import Affinities, Pairs
-from .allocators import Allocation, Allocator, AllocatorConfig
+from .allocators import Allocation, Allocator, AllocatorConfig, code_at
 from .budgets import Budget, BudgetConfig
 from .clock import END, Clock
 from .code import Code
@@ -55,6 +55,7 @@ __all__ = [
     "TensorSource",
     "Trace",
     "TrainConfig",
+    "code_at",
     "evaluate",
     "load",
     "recipe",

@@ -129,7 +129,7 @@ class DenseAffinities(Affinities):
     def narrow(self, rows: Tensor, features: Tensor) -> DenseAffinities:
         if self._features is not None:
             raise InvalidInput("narrowed affinities cannot be narrowed again; narrow the whole ones once")
-        return DenseAffinities(
+        return type(self)(
             self._x[rows],
             self._centred[rows],
             self._pre[rows[:, None], features],
@@ -165,16 +165,15 @@ class SettledAffinities(DenseAffinities):
     """
 
     def top_rows(self, k: Tensor) -> Pairs:
-        return settled_rows(self._pre, k, self._band(), self._exact)
+        return self._named(settled_rows(self._pre, k, self._band(), self._exact))
 
     def above(self, theta: Tensor | float) -> Pairs:
-        return settled_above(self._pre, self._columns(theta).clamp(min=0), self._band(), self._exact)
-
-    def narrow(self, rows: Tensor, features: Tensor) -> DenseAffinities:
-        raise InvalidInput("settled affinities serve whole inference batches and cannot be narrowed")
+        theta = self._columns(theta).clamp(min=0)
+        return self._named(settled_above(self._pre, theta, self._band(), self._exact))
 
     def _band(self) -> Tensor:
         return error_band(self._centred, self._dictionary.weight, self._dictionary.b_enc)
 
     def _exact(self, pairs: Pairs) -> Tensor:
+        pairs = self._named(pairs)
         return exact_values(self._centred, self._dictionary.weight, self._dictionary.b_enc, pairs)

@@ -56,7 +56,8 @@ def write_atomically(files: Mapping[Path, bytes]) -> None:
                 temporary[path].replace(path)
     except StorageFailure:
         for path in temporary.values():
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                path.unlink()
         raise
     for folder in {path.parent for path in files}:
         with storage(folder):

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torch.profiler import record_function
 
 from .affinities import DenseAffinities, SettledAffinities
 from .allocators.base import Allocator, AllocatorConfig, Calibration
@@ -17,6 +16,7 @@ from .clock import END, Clock
 from .code import Code
 from .config import Config, Open
 from .errors import InvalidInput
+from .spans import span
 from .trace import Dictionary, Trace
 from .workspace import Workspace
 from .world import SOLO, World
@@ -138,9 +138,9 @@ class SAE(nn.Module):
         dictionary = self.dictionary(accumulate=accumulate)
         pre = self._affinities(x, dictionary, clock, world, workspace=workspace)
         with torch.autocast(x.device.type, enabled=False):
-            with record_function("allocate"):
+            with span("allocate"):
                 code, notes = self.allocator(pre, x, clock)
-            with record_function("decode"):
+            with span("decode"):
                 x_hat = dictionary.decode(code)
         return Trace(x, target, pre, code, notes, x_hat, clock)
 
@@ -234,7 +234,7 @@ class SAE(nn.Module):
         settle: bool = False,
     ) -> DenseAffinities:
         """The encoder's product, the one dense operation of a step. Gradients come later, pair by pair."""
-        with torch.no_grad(), record_function("encode"):
+        with torch.no_grad(), span("encode"):
             centred = x - dictionary.b_dec
             if torch.is_autocast_enabled(x.device.type):
                 pre = torch.addmm(dictionary.b_enc, centred, dictionary.weight.T).to(x.dtype)

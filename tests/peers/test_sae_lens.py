@@ -68,8 +68,6 @@ def test_first_step_agrees_with_sae_lens(kind):
         TrainStepInput(
             sae_in=x, coefficients={}, dead_neuron_mask=None, n_training_steps=0, is_logging_step=False
         )
-            sae_in=x, coefficients={}, dead_neuron_mask=None, n_training_steps=0, is_logging_step=False
-        )
     )
     output.loss.backward()
     trace = run.sae.trace(x, Clock(0, 10), accumulate=True)

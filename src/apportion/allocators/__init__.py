@@ -5,7 +5,7 @@ file in this folder registers itself and ``tests/test_laws.py`` runs over it; no
 """
 
 from .._folder import import_siblings
-from .base import Allocation, Allocator, AllocatorConfig
+from .base import Allocation, Allocator, AllocatorConfig, code_at
 from .mutual_choice import MutualChoice, MutualChoiceConfig
 from .threshold import Threshold, ThresholdConfig
 from .token_choice import TokenChoice, TokenChoiceConfig
@@ -20,6 +20,7 @@ __all__ = [
     "ThresholdConfig",
     "TokenChoice",
     "TokenChoiceConfig",
+    "code_at",
 ]
 
 import_siblings(__name__, __path__)

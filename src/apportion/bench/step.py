@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.profiler import profile
 
 from ..clock import Clock
 from ..objectives import AuxKConfig, ReconstructionConfig
 from ..recipes import find_recipe
+from ..spans import listening
 from ..training import Run, RunConfig, train_step
 
 PARTS = (
@@ -92,7 +92,7 @@ def _row(
     }
     row["noisy"] = row["product_spread"] > NOISE
     if parts:
-        row["parts"] = profiled_parts(run, x, step)
+        row["parts"] = timed_parts(run, x, step)
     if memory and not name.endswith("+aux_k"):
         row["peak_over_affinities"] = peak_memory(run.config, batch)
     return row
@@ -126,18 +126,17 @@ def _timed(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def profiled_parts(run: Run, x: Tensor, step_s: float, rounds: int = 7) -> dict[str, float]:
+def timed_parts(run: Run, x: Tensor, step_s: float, rounds: int = 9) -> dict[str, float]:
     """Seconds of each part of a step, and what lies between them as ``rest``.
 
-    The shares are medians over profiled steps; times ``step_s`` they are free of the profiler's own cost.
+    The shares are medians over steps of their own; times ``step_s`` they fit the row that they stand in.
     """
     samples: list[dict[str, float]] = []
     for _ in range(rounds):
-        with profile(use_kineto=False) as profiler:
+        with listening() as spans:
             whole = _timed(lambda: train_step(run, x, _CLOCK))
-        totals = {event.key: event.cpu_time_total / 1e6 / whole for event in profiler.key_averages()}
-        parts = {part: totals.get(part, 0.0) for part in PARTS}
-        samples.append(parts | {"rest": max(1 - sum(parts.values()), 0.0)})
+        shares = {part: spans[part] / whole for part in PARTS}
+        samples.append(shares | {"rest": 1 - sum(shares.values())})
     return {part: step_s * statistics.median(sample[part] for sample in samples) for part in samples[0]}
 
 

@@ -18,7 +18,7 @@ class RunConfig(Config):
     Attributes:
         sae: shape, rule and budget.
         objectives: losses besides the rule's own terms.
-        lr: learning rate over time.
+        lr: learning rate over time; the default suits runs of some hundred steps, long ones want less.
         betas, eps: of Adam.
         clip: largest norm of the whole gradient.
         dead_after: training tokens without firing after which a feature is dead.
@@ -28,7 +28,7 @@ class RunConfig(Config):
 
     sae: SAEConfig
     objectives: tuple[Open[ObjectiveConfig], ...] = (ReconstructionConfig(), AuxKConfig())
-    lr: Open[Schedule] = WarmupDecay(peak=1e-3)
+    lr: Open[Schedule] = WarmupDecay(peak=3e-3)
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = Field(default=1e-8, gt=0)
     clip: float = Field(default=1.0, gt=0)

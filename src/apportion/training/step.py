@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torch.profiler import record_function
 
 from ..clock import Clock
 from ..errors import InvalidConfig
 from ..firing import Firing
 from ..objectives import Objective
 from ..sae import SAE
+from ..spans import span
 from ..trace import Trace
 from ..workspace import Workspace
 from ..world import SOLO, World
@@ -94,16 +94,16 @@ def train_step(
         target: [n], the number that came with each token.
     """
     with _own_randomness(run), _precision(run, x):
-        with record_function("zero_grad"):
+        with span("zero_grad"):
             run.optimizer.zero_grad(set_to_none=False)  # buffers are added into; fresh ones cost page faults
         trace = run.sae.trace(x, clock, target=target, world=world, workspace=run.workspace, accumulate=True)
-        with record_function("losses"):
+        with span("losses"):
             losses = losses_of(run, trace)
-        with record_function("backward"):
+        with span("backward"):
             sum(losses.values(), torch.zeros((), device=x.device)).backward()
         lr = run.config.lr(clock)
         grad_norm = _update(run, lr)
-        with record_function("observe"):
+        with span("observe"):
             run.firing.update(trace.code, world)
             run.sae.allocator.observe(trace, run.sae.dictionary(), run.firing, world)
     return StepResult(trace, {name: term.detach() for name, term in losses.items()}, grad_norm, lr)
@@ -111,15 +111,15 @@ def train_step(
 
 def _update(run: Run, lr: float) -> Tensor:
     """Move the parameters along their gradients; returns the gradient's norm before clipping."""
-    with record_function("project"):
+    with span("project"):
         project_gradient(run.sae.W_dec)
-    with record_function("clip"):
+    with span("clip"):
         grad_norm = torch.nn.utils.clip_grad_norm_(run.sae.parameters(), run.config.clip)
     for group in run.optimizer.param_groups:
         group["lr"] = lr
-    with record_function("adam"):
+    with span("adam"):
         run.optimizer.step()
-    with record_function("renormalise"):
+    with span("renormalise"):
         renormalise(run.sae.W_dec)
     return grad_norm
 

