@@ -62,6 +62,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("config", type=Path)
     parser.add_argument("--table", action="store_true", help="print Markdown from the rows there are")
+    parser.add_argument("--source", help="only this source; others may run in processes of their own")
+    parser.add_argument("--seed", type=int, help="only this seed, likewise")
     parser.add_argument("--results", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     try:
@@ -70,6 +72,10 @@ def main() -> None:
             print(table(suite, rows_in(arguments.results)))
             return
         for name, spec in suite.sources.items():
+            if arguments.source not in (None, name):
+                continue
+            if arguments.seed is not None:
+                suite = suite.model_copy(update={"seeds": (arguments.seed,)})
             run_source(suite, name, resolved(spec, arguments.config.parent), arguments.results)
     except ap.ApportionError as error:
         sys.exit(f"quality: {error}")

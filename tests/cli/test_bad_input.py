@@ -107,7 +107,7 @@ def test_evaluate_refuses(command: Command, train: list, store: Path, tmp_path: 
         (["--data", store, "--limit", "-4"], r"limit -4"),
         (["--data", store, "--limit", "1"], r"at least two different rows"),
         (["--data", store, "--plugin", "x.py"], r"there is no such file"),
-        (["--data", store, "--model", str(tmp_path / "m")], r"the model .* nearest known"),
+        (["--data", store, "--model", str(tmp_path / "m")], r"no model folder .* nearest known"),
     ):
         assert_refused(command("evaluate", run, *arguments), words)
     narrow = ap.SAE(ap.SAEConfig.parse({"d_in": 24, "d_sae": 32, "allocator": ap.load(run).config.allocator}, ""))

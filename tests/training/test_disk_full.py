@@ -39,16 +39,24 @@ def fill(disk: Path, spare: int) -> None:
     (disk / "filler").write_bytes(bytes(max(free.f_bavail * free.f_frsize - spare, 0)))
 
 
-# With 16 KiB to spare the log still fits, the checkpoint does not; with none even the log does not.
-@pytest.mark.parametrize("spare", [16 << 10, 0])
-def test_a_full_disk_stops_training_and_costs_nothing(small_disk: Path, tmp_path: Path, spare: int) -> None:
+def test_a_checkpoint_that_does_not_fit_costs_nothing(small_disk: Path, tmp_path: Path) -> None:
     out = small_disk / "out"
-    chatty = settings(12, log_every=1)
-    with pytest.raises(StorageFailure, match=r"cannot write .*: No space left on device; free some space"):
-        ap.train(RUNS, Watched(6, lambda: fill(small_disk, spare)), out, chatty, checkpoint_seconds=0)
+    with pytest.raises(StorageFailure, match=r"cannot write .*step-00000007.*: No space left.*; free some space"):
+        full = Watched(6, lambda: fill(small_disk, 16 << 10))  # the log still fits
+        ap.train(RUNS, full, out, settings(12), checkpoint_seconds=0)
     (kept,) = (out / "checkpoints").iterdir()
-    state = load_checkpoint(kept, {name: Run(run, torch.zeros(16)) for name, run in RUNS.items()})
-    assert state["step"] >= 6
+    assert kept.name == "step-00000006"
+    assert load_checkpoint(kept, {name: Run(run, torch.zeros(16)) for name, run in RUNS.items()})["step"] == 6
+    (small_disk / "filler").unlink()
+    ap.train(RUNS, source(), out, settings(12))
+    ap.train(RUNS, source(), tmp_path / "reference", settings(12))
+    assert_same_training(out, tmp_path / "reference", list(RUNS))
+
+
+def test_a_log_that_does_not_fit_costs_nothing(small_disk: Path, tmp_path: Path) -> None:
+    out, chatty = small_disk / "out", settings(40, log_every=1)
+    with pytest.raises(StorageFailure, match=r"cannot write .*log\.jsonl: No space left.*; free some space"):
+        ap.train(RUNS, Watched(6, lambda: fill(small_disk, 0)), out, chatty)
     (small_disk / "filler").unlink()
     ap.train(RUNS, source(), out, chatty)
     ap.train(RUNS, source(), tmp_path / "reference", chatty)

@@ -44,11 +44,11 @@ def test_l0_is_the_budget_in_training_and_after_calibration(tmp_path: Path) -> N
         assert calibration["tokens"] == sum(len(batch.x) for batch in source().blocks("calibrate"))
 
 
-def test_nothing_held_out_is_said_and_the_training_is_not_lost(tmp_path: Path) -> None:
-    x = source()._rows.x
+def test_nothing_held_out_is_said_before_the_training(tmp_path: Path) -> None:
+    x = next(source().blocks("evaluate")).x
     with pytest.raises(InvalidInput, match="held-out"):
-        ap.train({"a": config()}, ap.TensorSource(x, heldout=0.0), tmp_path, settings(3))
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000003"]
+        ap.train({"a": config()}, ap.TensorSource(x, heldout=0.0), tmp_path / "out", settings(3))
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_run_without_a_loss_and_a_device_that_is_not_here_are_refused(tmp_path: Path) -> None:

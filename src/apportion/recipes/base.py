@@ -64,5 +64,6 @@ def plain(kind: str, d_in: int, d_sae: int, k: float, seed: int) -> RunConfig:
     """The run of a rule with everything but k at its default."""
     head = AllocatorConfig.lookup(kind)
     assert issubclass(head, AllocatorConfig)
-    sae = SAEConfig.parse({"d_in": d_in, "d_sae": d_sae, "allocator": head.for_k(k)}, f"recipe {kind}")
-    return RunConfig(sae=sae, seed=seed)
+    where = f"recipe {kind}"
+    sae = SAEConfig.parse({"d_in": d_in, "d_sae": d_sae, "allocator": head.for_k(k)}, where)
+    return RunConfig.parse({"sae": sae, "seed": seed}, where)

@@ -8,7 +8,6 @@ from typing import Any
 from torch import Tensor
 
 from ..activations.source import Source
-from ..errors import InvalidInput
 from ..sae import SAE
 from .step import Run
 
@@ -22,17 +21,12 @@ def finish(run: Run, source: Source, scale: float, limit: int | None, history: d
         scale: what training multiplied activations by.
         limit: calibration tokens; None for all.
         history: how it was trained, JSON, for the metadata.
-
-    Raises:
-        InvalidInput: nothing is held out to calibrate on.
     """
 
     def blocks() -> Iterator[Tensor]:
         for batch in source.blocks("calibrate", limit):
             yield batch.x.to(run.sae.device) * scale
 
-    if next(blocks(), None) is None:
-        raise InvalidInput("no documents are held out to calibrate on; raise the held-out share of the source")
     sae, calibration = run.sae.freeze().calibrate(blocks, run.sae.k)
     sae = sae.fold(scale).requires_grad_(False).eval()
     sae.metadata = {

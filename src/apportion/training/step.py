@@ -56,7 +56,7 @@ class StepResult:
     """What a step came to.
 
     Attributes:
-        trace: its forward pass, detached; valid until the workspace is used again.
+        trace: its forward pass; valid until the workspace is used again.
         losses: weighted terms by name, [] each.
         grad_norm: [] norm of the whole gradient before clipping.
         lr: learning rate used.

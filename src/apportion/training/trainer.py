@@ -59,7 +59,7 @@ def train(
 
     Raises:
         InvalidConfig: a name is unfit, the device is not here, or ``out`` holds a training with other settings.
-        InvalidInput: an SAE's width is not the source's.
+        InvalidInput: an SAE's width is not the source's, or nothing is held out to calibrate on.
         TrainingDiverged: a loss is not finite.
         StorageFailure, InvalidCheckpoint: what is in ``out`` cannot be written or read.
     """
@@ -248,6 +248,9 @@ def _check(configs: Mapping[str, RunConfig], source: Source) -> None:
                 f"run '{name}' has d_in = {config.sae.d_in} but the activations are {source.d_in} wide; "
                 "use the width of the activations"
             )
+    # Said before the training and not after it, for then no other source can take its place.
+    if next(iter(source.blocks("calibrate", 1)), None) is None:
+        raise InvalidInput("no documents are held out to calibrate on; raise the held-out share of the source")
 
 
 def _device(device: str | torch.device) -> torch.device:
