@@ -110,13 +110,15 @@ def run_source(suite: Suite, name: str, spec: SourceSpec, results: Path) -> None
     capture_to_store(model, [spec.module], documents, store, progress=True)
     source = ap.StoreSource(store, heldout=suite.heldout)
     for seed in suite.seeds:
-        run_seed(suite, seed, unfinished(suite, name, seed, source.d_in, results), source, model, results)
+        run_seed(suite, seed, unfinished(suite, name, seed, source, results), source, model, results)
 
 
-def unfinished(suite: Suite, name: str, seed: int, d_in: int, results: Path) -> dict[str, Job]:
+def unfinished(suite: Suite, name: str, seed: int, source: ap.StoreSource, results: Path) -> dict[str, Job]:
     """The rows of a seed that are missing, by the name of their run."""
-    done = rows_in(results)
-    jobs = {f"{recipe}-k{k:g}": identify(suite, name, recipe, k, seed, d_in) for recipe, k in combinations(suite)}
+    done, content = rows_in(results), content_of(source)
+    jobs = {
+        f"{recipe}-k{k:g}": identify(suite, name, recipe, k, seed, content) for recipe, k in combinations(suite)
+    }
     return {run: job for run, job in jobs.items() if job[0] not in done}
 
 
@@ -124,11 +126,18 @@ def combinations(suite: Suite) -> Iterator[tuple[str, float]]:
     return ((recipe, k) for recipe in suite.recipes for k in suite.k)
 
 
-def identify(suite: Suite, name: str, recipe: str, k: float, seed: int, d_in: int) -> Job:
+def content_of(source: ap.StoreSource) -> dict[str, Any]:
+    """What the activations are, wherever they lie."""
+    return {key: source.describe()[key] for key in ("fingerprint", "rows", "context", "dtype", "d_in")}
+
+
+def identify(suite: Suite, name: str, recipe: str, k: float, seed: int, content: dict[str, Any]) -> Job:
     """A row's key and everything that the key stands for (paths as the config writes them)."""
+    d_in = int(content["d_in"])
     run = ap.recipe(recipe).make(d_in, suite.expansion * d_in, k, seed)
     identity = {
         "source": suite.sources[name].model_dump(mode="json"),
+        "content": content,
         "heldout": suite.heldout,
         "run": run.model_dump(mode="json"),
         "train": suite.train.model_copy(update={"seed": seed}).model_dump(mode="json"),
@@ -158,10 +167,12 @@ def run_seed(
         return
     configs = {run: ap.RunConfig.parse(identity["config"]["run"], run) for run, (_, identity) in jobs.items()}
     settings = suite.train.model_copy(update={"seed": seed})
-    together = hashlib.sha256(json.dumps(sorted(key for key, _ in jobs.values())).encode()).hexdigest()[:12]
-    saes = ap.train(configs, source, CACHE / f"runs-{together}", settings, progress=True)
+    configs, out = training_of(configs, settings, source)
+    saes = ap.train(configs, source, out, settings, progress=True)
     results.parent.mkdir(parents=True, exist_ok=True)
     for run, sae in saes.items():
+        if run not in jobs:
+            continue
         key, identity = jobs[run]
         measures = ap.evaluate(
             sae, source, limit=suite.evaluate_tokens, model=model, downstream_limit=suite.downstream_tokens
@@ -178,6 +189,24 @@ def run_seed(
             "version": ap.__version__,
         }
         append(results, row)
+
+
+def training_of(
+    configs: dict[str, ap.RunConfig], settings: ap.TrainConfig, source: ap.StoreSource
+) -> tuple[dict[str, ap.RunConfig], Path]:
+    """A training that already has these runs (a kill may have come while it was evaluated), or a new one."""
+    wanted = {run: config.model_dump(mode="json") for run, config in configs.items()}
+    for plan in sorted(CACHE.glob("runs-*/train.json")):
+        known = json.loads(plan.read_text())
+        same_data = content_of(source).items() <= known["source"].items()
+        if (
+            same_data
+            and known["settings"] == settings.model_dump(mode="json")
+            and wanted.items() <= known["runs"].items()
+        ):
+            return {run: ap.RunConfig.parse(config, run) for run, config in known["runs"].items()}, plan.parent
+    text = json.dumps([wanted, settings.model_dump(mode="json"), content_of(source)], sort_keys=True)
+    return configs, CACHE / f"runs-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
 def append(path: Path, row: dict[str, Any]) -> None:
@@ -202,6 +231,12 @@ def table(suite: Suite, rows: dict[str, dict[str, Any]]) -> str:
     """Markdown: a line per source, recipe and k, with 95 % intervals over seeds."""
     groups: dict[tuple[str, str, float], list[dict[str, Any]]] = defaultdict(list)
     for row in rows.values():
+        if row["source"] not in suite.sources or row["seed"] not in suite.seeds:
+            continue
+        content = row["config"]["content"]
+        key, _ = identify(suite, row["source"], row["recipe"], row["k"], row["seed"], content)
+        if key != row["key"]:
+            continue  # a row of other settings
         groups[row["source"], row["recipe"], row["k"]].append(row)
     lines = [
         "| source | recipe | k | seeds | L0, frozen (by seed) | largest miss / promise | FVU | cosine "

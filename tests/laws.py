@@ -187,6 +187,20 @@ def frozen_looks_at_no_other_row(config: AllocatorConfig) -> None:
     assert torch.equal(permuted, (whole.to_dense() > 0)[order])
 
 
+def rounding_unchooses_nothing(config: AllocatorConfig) -> None:
+    """Where an affinity is zero but for rounding, values stay above zero and counts are those of the token."""
+    sae, _ = calibrated(config)
+    feature = sae.encoder.weight[3]
+    x = inputs(400, seed=77)
+    # Onto the plane where feature 3 is exactly undecided.
+    excess = (x - sae.b_dec) @ feature + sae.encoder.bias[3]
+    x = (x - excess[:, None] * feature / feature.square().sum()).detach()
+    whole = sae.encode(x)
+    assert (whole.values > 0).all()
+    alone = torch.cat([sae.encode(row[None]).counts() for row in x])
+    assert torch.equal(alone, whole.counts())
+
+
 def freezing_copies(config: AllocatorConfig) -> None:
     """freeze makes a new module, leaves the old one alone, and freezing again changes nothing."""
     sae = trained(config)
@@ -315,6 +329,7 @@ LAWS: list[Law] = [
     chosen_affinities_carry_gradient,
     sparse_path_equals_dense_path,
     frozen_looks_at_no_other_row,
+    rounding_unchooses_nothing,
     freezing_copies,
     saving_is_exact,
     resuming_is_exact,

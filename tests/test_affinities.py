@@ -7,7 +7,7 @@ import torch
 
 from apportion.affinities import DenseAffinities, SettledAffinities
 from apportion.allocators import TokenChoiceConfig
-from apportion.errors import InvalidInput
+from apportion.errors import InvalidInput, NonFiniteActivations
 
 from .conftest import inputs, make_sae
 
@@ -57,6 +57,25 @@ def test_narrow_answers_for_its_rows_and_features_only(which):
     assert torch.equal(part.dense() > 0, block > 0)
     with pytest.raises(InvalidInput):
         part.narrow(rows[:1], features)
+
+
+def test_activations_that_are_not_finite_are_refused_by_row():
+    sae, x = make_sae(TokenChoiceConfig.for_k(4)), inputs(9)
+    x[5, 2] = float("nan")
+    with pytest.raises(NonFiniteActivations, match="row 5"):
+        sae.encode(x)
+
+
+def test_a_large_k_is_rounded_exactly_whatever_the_default_type():
+    sae, x = make_sae(TokenChoiceConfig.for_k(257), d_sae=300), inputs(3)
+    with torch.no_grad():
+        sae.encoder.bias.fill_(100.0)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        assert sae.encode(x).counts().tolist() == [257] * 3
+        assert make_sae(TokenChoiceConfig.for_k(4)).dtype == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_a_wrong_width_is_one_sentence():

@@ -51,6 +51,16 @@ def test_restrict_keeps_chosen_features_and_their_numbers():
         Code.from_dense(z).restrict([10])
 
 
+def test_restrict_takes_a_mask_and_no_other_type():
+    z = dense(6, 10, 0.7, 1)
+    mask = torch.zeros(10, dtype=torch.bool)
+    mask[[2, 7]] = True
+    assert torch.equal(Code.from_dense(z).restrict(mask).to_dense(), z * mask)
+    for bad in (mask[:5], torch.tensor([1.0])):
+        with pytest.raises(InvalidInput, match="pass integers"):
+            Code.from_dense(z).restrict(bad)
+
+
 def test_to_dense_is_differentiable():
     values = torch.ones(2, requires_grad=True)
     code = Code.from_pairs(torch.tensor([0, 1]), torch.tensor([2, 0]), values, 2, 3)

@@ -61,6 +61,33 @@ def test_a_kind_is_taken_once():
             kind: Literal["mutual_choice"] = "mutual_choice"  # type: ignore[assignment]
 
 
+def test_a_family_member_below_a_shared_base_is_known_and_no_name_is_taken_over():
+    from typing import Literal
+
+    class Shared(AllocatorConfig):
+        k: int = 3
+
+        @property
+        def mean_k(self):
+            return self.k
+
+        @classmethod
+        def for_k(cls, k):
+            return cls(k=k)
+
+        def build(self, *, d_in, d_sae):
+            raise NotImplementedError
+
+    class Below(Shared):
+        kind: Literal["below_a_base"] = "below_a_base"
+
+    assert AllocatorConfig.members.pop("below_a_base") is Below
+    with pytest.raises(InvalidConfig, match="taken by apportion"):
+
+        class TokenChoiceConfig(Shared):
+            kind: Literal["token_choice"] = "token_choice"
+
+
 def test_schedules():
     assert Constant(value=3.0)(END) == 3.0
     line = Linear(start=10, end=0, begin=0.25, until=0.75)

@@ -26,6 +26,20 @@ def test_density_is_the_mean_until_the_horizon_and_follows_after():
     assert firing.density.max() < 0.01
 
 
+def test_a_dead_feature_has_density_zero():
+    firing = Firing(2, dead_after=100, horizon=10_000)
+    firing.update(Code.from_dense(torch.tensor([[1.0, 1.0]])))
+    for _ in range(4):
+        firing.update(Code.from_dense(torch.tensor([[1.0, 0.0]]).repeat(25, 1)))
+    assert firing.dead().tolist() == [False, True] and firing.density.tolist() == [1.0, 0.0]
+
+
+def test_an_empty_batch_counts_nothing():
+    firing = Firing(2)
+    firing.update(Code.from_dense(torch.zeros(0, 2)))
+    assert int(firing.tokens) == 0
+
+
 def test_age_counts_tokens_since_a_feature_fired():
     firing = Firing(6, dead_after=120)
     for step in range(3):

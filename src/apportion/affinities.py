@@ -26,7 +26,7 @@ class Affinities(abc.ABC):
     """Pre-activations pi = W_enc (x - b_dec) + b_enc of n tokens; affinities are ReLU(pi).
 
     All choosing happens on detached values and takes strictly positive affinities only; ties go to the lower
-    feature, then to the earlier row. Answers are in canonical order (by row, then by feature).
+    feature within a row, to the earlier row across rows. Answers are in canonical order: by row, then by feature.
 
     Attributes:
         n: number of tokens.
@@ -46,7 +46,7 @@ class Affinities(abc.ABC):
 
     @abc.abstractmethod
     def top_batch(self, m: int) -> Pairs:
-        """The ``m`` largest of the batch."""
+        """The ``m`` largest of the batch (of this process's rows)."""
 
     @abc.abstractmethod
     def above(self, theta: Tensor | float) -> Pairs:
@@ -60,7 +60,8 @@ class Affinities(abc.ABC):
     def at(self, pairs: Pairs) -> Tensor:
         """[nnz] pre-activations at the pairs, differentiable in x, b_dec, W_enc and b_enc.
 
-        The pairs may come in any order and repeat. At pairs that were chosen the value is the affinity.
+        The pairs may come in any order and repeat; after ``narrow`` they must be among its features. At pairs
+        that were chosen the value is the affinity, above zero.
         """
 
     @abc.abstractmethod
@@ -123,7 +124,7 @@ class DenseAffinities(Affinities):
         columns = pairs.features
         if self._features is not None:
             columns = torch.searchsorted(self._features, pairs.features)
-        values = self._pre[pairs.rows, columns]
+        values = self._values(pairs.rows, columns)
         return self._dictionary.encode_at(self._x, self._centred, values, pairs.rows, pairs.features)
 
     def narrow(self, rows: Tensor, features: Tensor) -> DenseAffinities:
@@ -148,6 +149,10 @@ class DenseAffinities(Affinities):
         masked[:, self._features] = pre[:, self._features]
         return masked
 
+    def _values(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """Entries of ``pre``, [nnz]."""
+        return self._pre[rows, columns]
+
     def _columns(self, theta: Tensor | float) -> Tensor:
         """A threshold in the numbering of ``pre``'s columns."""
         bound = torch.as_tensor(theta, dtype=self._pre.dtype, device=self._pre.device)
@@ -170,6 +175,10 @@ class SettledAffinities(DenseAffinities):
     def above(self, theta: Tensor | float) -> Pairs:
         theta = self._columns(theta).clamp(min=0)
         return self._named(settled_above(self._pre, theta, self._band(), self._exact))
+
+    def _values(self, rows: Tensor, columns: Tensor) -> Tensor:
+        # What was chosen is positive in float64; its float32 product may have been rounded below zero.
+        return super()._values(rows, columns).clamp(min=torch.finfo(self._pre.dtype).tiny)
 
     def _band(self) -> Tensor:
         return error_band(self._centred, self._dictionary.weight, self._dictionary.b_enc)

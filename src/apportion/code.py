@@ -84,19 +84,23 @@ class Code:
         return dense.index_put((self.rows, self.indices), self.values).reshape(*self.shape, self.d_sae)
 
     def restrict(self, features: Tensor | Sequence[int]) -> Code:
-        """The same code with only the given features; ``d_sae`` and the numbering stay.
+        """The same code with only the given features (numbers, or a mask [d_sae]); the numbering stays.
 
         Raises:
             InvalidInput: a feature is outside ``[0, d_sae)``.
         """
-        chosen = torch.as_tensor(features, dtype=torch.int64, device=self.indices.device)
+        chosen = torch.as_tensor(features, device=self.indices.device)
+        if chosen.dtype == torch.bool and chosen.shape == (self.d_sae,):
+            chosen = chosen.nonzero().squeeze(1)
+        if chosen.is_floating_point() or chosen.dtype == torch.bool:
+            raise InvalidInput(f"features of type {chosen.dtype} are no numbers of features; pass integers")
         if chosen.numel() and (int(chosen.min()) < 0 or int(chosen.max()) >= self.d_sae):
             raise InvalidInput(
                 f"features {int(chosen.min())} to {int(chosen.max())} are outside 0 to {self.d_sae - 1}; "
                 "pass feature numbers of this SAE"
             )
         keep = torch.zeros(self.d_sae, dtype=torch.bool, device=self.indices.device)
-        keep[chosen] = True
+        keep[chosen.long()] = True
         kept = keep[self.indices]
         smaller = Code.from_pairs(self.rows[kept], self.indices[kept], self.values[kept], self.n, self.d_sae)
         return smaller.reshape(self.shape)

@@ -38,6 +38,10 @@ class Config(BaseModel):
             raise InvalidConfig(f"{where}: {_faults(error, cls)}") from None
 
 
+def _place(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
 def _faults(error: ValidationError, cls: type[BaseModel]) -> str:
     """The faults of a failed validation in words, with the nearest field for an unknown key."""
     lines = []
@@ -63,14 +67,15 @@ class Kind(Config):
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
         super().__pydantic_init_subclass__(**kwargs)
         field = cls.model_fields.get("kind")
-        if field is None:  # the head of a family: its members register below it
+        if Kind in cls.__bases__:  # the head of a family: its members register below it
             cls.members = {}
+        if field is None:
             return
         for name in get_args(field.annotation):
             known = cls.members.get(name)
             # The same class may come again under a reload; two different ones under one name may not.
-            if known is not None and known.__qualname__ != cls.__qualname__:
-                raise InvalidConfig(f"kind '{name}' is taken by {known.__qualname__}; choose another name")
+            if known is not None and _place(known) != _place(cls):
+                raise InvalidConfig(f"kind '{name}' is taken by {_place(known)}; choose another name")
             cls.members[name] = cls
 
     @classmethod

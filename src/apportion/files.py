@@ -9,9 +9,16 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from .errors import InvalidCheckpoint, InvalidInput, StorageFailure
+
+fcntl: ModuleType | None
+try:
+    import fcntl
+except ImportError:
+    fcntl = None
 
 TEMPORARY = ".tmp-"
 """Prefix of whatever is still being written; leftovers of a killed process may be deleted."""
@@ -27,6 +34,32 @@ def storage(path: Path) -> Iterator[None]:
         raise StorageFailure(
             f"cannot write {path}: {error.strerror or error}; {remedy} and run the same command again"
         ) from error
+
+
+@contextlib.contextmanager
+def locked(folder: Path, what: str) -> Iterator[None]:
+    """Keep other processes from ``what`` (such as "training in") ``folder``; the system frees it after a kill.
+
+    Raises:
+        StorageFailure: another process is at it.
+    """
+    if fcntl is None:  # a system without such locks
+        yield
+        return
+    with storage(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise StorageFailure(
+            f"another process is {what} {folder}; wait for it or choose another folder"
+        ) from None
+    try:
+        yield
+    finally:
+        os.close(handle)
 
 
 def sync(path: Path) -> None:

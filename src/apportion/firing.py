@@ -19,7 +19,7 @@ class Firing(nn.Module):
 
     Buffers:
         density: [d_sae] float32, moving average of the share of tokens that a feature fires on, over about
-            ``horizon`` tokens.
+            ``horizon`` tokens; 0 for a dead feature.
         age: [d_sae] int64, training tokens since the feature last fired.
         tokens: [] int64, training tokens seen.
     """
@@ -31,7 +31,7 @@ class Firing(nn.Module):
     def __init__(self, d_sae: int, dead_after: int = 100_000, horizon: int = 100_000) -> None:
         super().__init__()
         self.dead_after, self.horizon = dead_after, horizon
-        self.register_buffer("density", torch.zeros(d_sae))
+        self.register_buffer("density", torch.zeros(d_sae, dtype=torch.float32))
         self.register_buffer("age", torch.zeros(d_sae, dtype=torch.int64))
         self.register_buffer("tokens", torch.zeros((), dtype=torch.int64))
 
@@ -41,11 +41,14 @@ class Firing(nn.Module):
         fired = torch.bincount(code.indices[code.values > 0], minlength=code.d_sae)
         fired = world.sum(fired)
         n = code.n * world.size
+        if n == 0:
+            return
         self.tokens += n
         # Until the horizon is full the average is the plain mean, so that it has no memory of its start.
         keep = 1 - n / min(max(int(self.tokens), n), max(self.horizon, n))
         self.density.mul_(keep).add_(fired.to(self.density.dtype), alpha=(1 - keep) / n)
         self.age.add_(n).masked_fill_(fired > 0, 0)
+        self.density.masked_fill_(self.dead(), 0)
 
     def dead(self) -> Tensor:
         """[d_sae] bool: has not fired during the last ``dead_after`` training tokens."""

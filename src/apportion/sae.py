@@ -15,7 +15,7 @@ from .allocators.base import Allocator, AllocatorConfig, Calibration
 from .clock import END, Clock
 from .code import Code
 from .config import Config, Open
-from .errors import InvalidInput
+from .errors import InvalidInput, NonFiniteActivations
 from .spans import span
 from .trace import Dictionary, Trace
 from .workspace import Workspace
@@ -60,9 +60,12 @@ class SAE(nn.Module):
         super().__init__()
         self.config = config
         self.metadata: dict[str, Any] = dict(metadata or {})
-        self.encoder = nn.Linear(config.d_in, config.d_sae, device="meta").to_empty(device="cpu")
-        self.W_dec = nn.Parameter(torch.zeros(config.d_sae, config.d_in))
-        self.b_dec = nn.Parameter(torch.zeros(config.d_in))
+        # Float32 on the CPU, whatever the process's defaults are; and no random numbers drawn for what is zero.
+        cpu = torch.device("cpu")
+        self.encoder = nn.Linear(config.d_in, config.d_sae, device="meta", dtype=torch.float32)
+        self.encoder.to_empty(device=cpu)
+        self.W_dec = nn.Parameter(torch.zeros(config.d_sae, config.d_in, dtype=torch.float32, device=cpu))
+        self.b_dec = nn.Parameter(torch.zeros(config.d_in, dtype=torch.float32, device=cpu))
         self.allocator: Allocator = config.allocator.build(d_in=config.d_in, d_sae=config.d_sae)
         with torch.no_grad():
             self.encoder.weight.zero_()
@@ -135,6 +138,8 @@ class SAE(nn.Module):
             InvalidInput: ``x`` has another width.
         """
         self._check(x)
+        if x.dtype != self.dtype:
+            raise InvalidInput(f"activations are {x.dtype}, parameters {self.dtype}; convert one of them")
         dictionary = self.dictionary(accumulate=accumulate)
         pre = self._affinities(x, dictionary, clock, world, workspace=workspace)
         with torch.autocast(x.device.type, enabled=False):
@@ -151,9 +156,13 @@ class SAE(nn.Module):
 
         Raises:
             InvalidInput: ``x`` has another width.
+            NonFiniteActivations: ``x`` has NaN or infinite entries.
         """
         self._check(x)
         flat = x.reshape(-1, self.d_in).to(self.dtype)
+        if not torch.isfinite(flat).all():
+            row = int((~torch.isfinite(flat).all(1)).nonzero()[0])
+            raise NonFiniteActivations(f"row {row} of the activations is not finite; drop or repair such rows")
         with torch.autocast(x.device.type, enabled=False):
             # Training may round as it likes; a frozen rule must not. Float64 needs no settling.
             settle = not self.allocator.couples_rows and flat.dtype == torch.float32
@@ -193,8 +202,14 @@ class SAE(nn.Module):
         Args:
             blocks: each call iterates once over the rows, as tensors [n, d_in] in the SAE's own scale.
             k: features per token.
+
+        Raises:
+            InvalidInput: ``k`` is out of range, or there are no rows.
         """
-        fitted = self.allocator.calibrate(lambda: ((self._survey(x), x) for x in blocks()), k)
+        if not 0 < k <= self.d_sae:
+            raise InvalidInput(f"k = {k:g} must be above 0 and at most d_sae = {self.d_sae}; choose another")
+        rule = self.allocator.freeze()
+        fitted = rule.calibrate(lambda: ((self._survey(x), x) for x in blocks()), k)
         return self.with_allocator(fitted.allocator), fitted
 
     @torch.no_grad()

@@ -90,6 +90,15 @@ def test_no_tokens_to_calibrate_on():
         make_sae(ThresholdConfig.for_k(3)).calibrate(lambda: iter([]), 3)
 
 
+def test_calibrating_gives_an_inference_rule_and_needs_a_k_that_fits():
+    sae = make_sae(MutualChoiceConfig.for_k(3))
+    fitted, calibration = sae.calibrate(lambda: iter([inputs(400)]), 3)
+    assert isinstance(fitted.allocator, Threshold) and calibration.l0 == pytest.approx(3, abs=3e-3)
+    for k in (0, -1, 97):
+        with pytest.raises(InvalidInput, match="d_sae = 96"):
+            sae.calibrate(lambda: iter([inputs(400)]), k)
+
+
 def test_inference_forms():
     assert isinstance(make_sae(MutualChoiceConfig.for_k(3)).freeze().allocator, Threshold)
     assert isinstance(make_sae(TokenChoiceConfig.for_k(3)).freeze().allocator, TokenChoice)

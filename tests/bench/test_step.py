@@ -8,6 +8,7 @@ import pytest
 
 from apportion.bench.step import PARTS, bench_step
 from apportion.cli import main
+from apportion.errors import InvalidConfig
 
 
 def test_rows_and_parts():
@@ -27,6 +28,8 @@ def test_rows_and_parts():
 def test_aux_is_really_computed_in_its_row():
     plain, aux = bench_step(["token_choice"], d_in=32, d_sae=512, k=4, batch=64, rounds=2, parts=True)
     assert aux["parts"]["losses"] > 2 * plain["parts"]["losses"]
+    with pytest.raises(InvalidConfig, match="rounds = 0"):
+        bench_step(["token_choice"], rounds=0)
 
 
 def test_the_command_prints_json(capsys):

@@ -23,8 +23,8 @@ def check(rows: list[dict], out) -> None:
     baselines = json.loads((out / "baselines.json").read_text())
     for row in rows:
         name = f"{row['recipe']}-k{row['k']:g}"
-        assert row["fvu"] < baselines[name]["fvu_pca"]
-        assert row["fvu"] < baselines[name]["fvu_random"]
+        assert row["fvu"] < baselines[f"pca-k{row['k']:g}"]
+        assert row["fvu"] < baselines[f"random-{name}"]
         assert row["l0_train"] <= row["k"]
     sae = ap.load(out / "runs" / "mutual_choice-k16")
     source = ap.StoreSource(out / "store")

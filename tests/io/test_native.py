@@ -18,7 +18,7 @@ from apportion.files import seal, sha256
 
 from ..conftest import inputs, make_sae
 
-RULES = (TokenChoiceConfig.for_k(5), ThresholdConfig(k=4.5), MutualChoiceConfig(k=4.5, memory=0.9))
+RULES = (TokenChoiceConfig.for_k(5), ThresholdConfig(k=4.5))
 
 
 def saved(folder: Path, rule: AllocatorConfig = RULES[1], dtype: torch.dtype = torch.float32) -> ap.SAE:
@@ -46,6 +46,12 @@ def test_what_is_loaded_is_what_was_saved(tmp_path: Path, rule: AllocatorConfig,
     x = inputs(32, dtype=dtype)
     assert torch.equal(loaded.encode(x).values, sae.encode(x).values)
     assert torch.equal(loaded(x), sae(x))
+
+
+def test_a_rule_that_couples_rows_is_not_saved_for_inference(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="MutualChoice couples rows"):
+        ap.save(make_sae(MutualChoiceConfig.for_k(4)), tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_saving_twice_gives_the_same_bytes(tmp_path: Path) -> None:

@@ -30,12 +30,12 @@ def dense_aux_k(sae, x, trace, dead, k_aux, rows, weight):
 
 
 @pytest.mark.parametrize("rule", [TokenChoiceConfig, MutualChoiceConfig])
-@pytest.mark.parametrize(("k_aux", "share", "stride"), [(5, 1.0, 1), (None, 0.25, 4), (100, 0.5, 2)])
-def test_aux_k_is_its_definition(rule, k_aux, share, stride):
+@pytest.mark.parametrize(("k_aux", "share", "n_rows"), [(5, 1.0, 30), (None, 0.25, 8), (100, 0.7, 21)])
+def test_aux_k_is_its_definition(rule, k_aux, share, n_rows):
     dead = [0, 7, 8, 20, 50, 51, 52, 90, 91, 95]
     sae, firing, x, trace = setting(dead, rule.for_k(4))
     loss = AuxKConfig(k_aux=k_aux, rows=share).build()(trace, sae.dictionary(), firing)
-    want = dense_aux_k(sae, x, trace, dead, k_aux or 12, torch.arange(0, 30, stride), 1 / 32)
+    want = dense_aux_k(sae, x, trace, dead, k_aux or 12, torch.arange(n_rows) * 30 // n_rows, 1 / 32)
     torch.testing.assert_close(loss, want)
     leaves = [sae.encoder.weight, sae.encoder.bias, sae.W_dec, sae.b_dec]
     got = torch.autograd.grad(loss, leaves, retain_graph=True)

@@ -64,6 +64,13 @@ def test_batch_stays_exact_where_the_sample_misleads():
         assert as_set(select_batch(a, m)) == batch_by_sorting(a, m)
 
 
+def test_one_row_of_nan_does_not_hide_the_others():
+    a = torch.rand(8, 4096) + 0.1
+    a[3] = float("nan")
+    assert set(select_batch(a, 50).rows.tolist()) <= {0, 1, 2, 4, 5, 6, 7}
+    assert len(select_batch(a, 50).rows) == 50
+
+
 def test_nothing_positive_gives_nothing():
     a = -torch.rand(7, 33)
     assert len(select_rows(a, torch.full((7,), 5)).rows) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from .files import Folder
 from .manifest import Manifest
 from .reading import StoreReader
 from .shuffle import PooledStream, RowPools, Rows
-from .source import BLOCK_ROWS, Batch, Source, Split, Stream
+from .source import BLOCK_ROWS, NO_CONTEXTS, Batch, Source, Split, Stream
 from .splits import Ints, Ranges, in_part, parts_of
 
 _DOCUMENT_ROWS = 64  # rows per document of a tensor that names none
@@ -145,7 +146,11 @@ class StoreSource(Source):
 
         The kept positions of these contexts, in order, are the rows of ``blocks(split)``. The last context is
         the one that brings ``limit_rows`` of them.
+
+        Raises: ``InvalidInput`` for a store captured from tensors, which keeps none.
         """
+        if self.manifest.settings.inputs == "tensors":
+            raise InvalidInput(NO_CONTEXTS)
         windows = self._reader.windows(in_part(self._split.parts, split), self._end)
         return batch_windows(windows, batch_size, limit_rows)
 
@@ -196,6 +201,7 @@ class TensorSource(Source):
     def describe(self) -> dict[str, Any]:
         return {
             "kind": "tensor",
+            "fingerprint": self._rows.fingerprint(),
             "d_in": self.d_in,
             "rows": len(self._rows.x),
             "documents": len(self.documents),
@@ -218,6 +224,14 @@ class _TensorRows:
         self._target = None if target is None else target.detach()
         _, inverse, counts = torch.unique_consecutive(document, return_inverse=True, return_counts=True)
         self._position = torch.arange(len(x)) - (counts.cumsum(0) - counts)[inverse]
+
+    def fingerprint(self) -> str:
+        """A hash of all rows, so that a training does not go on with other ones."""
+        digest = hashlib.blake2b(digest_size=16)
+        for column in (self.x, self._document, self._target):
+            if column is not None:
+                digest.update(column.cpu().contiguous().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
 
     def gather(self, rows: Ints) -> Batch:
         at = torch.from_numpy(rows)

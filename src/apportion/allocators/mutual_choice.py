@@ -60,7 +60,7 @@ class MutualChoice(Allocator):
     def __init__(self, config: MutualChoiceConfig) -> None:
         super().__init__()
         self.config = config
-        self.register_buffer("theta", torch.zeros(()))
+        self.register_buffer("theta", torch.zeros((), dtype=torch.float32))
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
 
     def forward(self, pre: Affinities, x: Tensor, clock: Clock = END) -> Allocation:

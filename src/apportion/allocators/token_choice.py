@@ -47,7 +47,9 @@ class TokenChoice(Allocator):
 
     def forward(self, pre: Affinities, x: Tensor, clock: Clock = END) -> Allocation:
         k = self.budget(pre, x, clock).detach()
-        pairs = pre.top_rows(k.round().to(torch.int64))
+        # In float64: neither a large k nor a narrow default dtype may change what it rounds to.
+        whole = k.double().nan_to_num(nan=0.0).clamp(0, pre.d_sae).round().to(torch.int64)
+        pairs = pre.top_rows(whole)
         return Allocation(code_at(pre, pairs))
 
     def freeze(self) -> TokenChoice:

@@ -8,12 +8,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from ..clock import Clock
+from ..errors import InvalidConfig
 from ..objectives import AuxKConfig, ReconstructionConfig
 from ..recipes import find_recipe
 from ..spans import listening
@@ -24,6 +25,8 @@ PARTS = (
     *("project", "clip", "adam", "renormalise", "observe"),
 )
 _CLOCK = Clock(step=50, n_steps=100)
+_OLD = 1 << 40
+_T = TypeVar("_T")
 NOISE = 0.10
 """Spread of the product, as a share of its median, above which a run is called noisy."""
 
@@ -51,7 +54,11 @@ def bench_step(
         (the middle 80 % of the product's times lie more than 10 % apart); with ``parts`` the parts in seconds;
         with ``memory`` the peak beyond weights, gradients and optimiser state, as a multiple of the affinities.
     """
-    x = torch.randn(batch, d_in, generator=torch.Generator().manual_seed(0))
+    if min(rounds, batch, d_in, d_sae) < 1:
+        raise InvalidConfig(
+            f"rounds = {rounds}, batch = {batch}, d_in = {d_in}, d_sae = {d_sae} must be positive"
+        )
+    x = torch.randn(batch, d_in, generator=torch.Generator().manual_seed(12_345))  # no direction's own stream
     runs = {}
     for name in recipes:
         config = find_recipe(name).make(d_in, d_sae, k, 0)
@@ -62,8 +69,8 @@ def bench_step(
     for round_number in range(rounds + 2):
         for name, run in runs.items():
             for label, product in products.items():
-                times[label].append(_timed(product))
-            times[name].append(_timed(lambda run=run: train_step(run, x, _CLOCK)))  # type: ignore[misc]
+                times[label].append(_timed(product)[0])
+            times[name].append(_one_step(run, x))
         if round_number == 1:  # two rounds to warm up
             times = {name: [] for name in times}
     return [_row(name, times, list(products), batch, run, x, parts, memory) for name, run in runs.items()]
@@ -101,13 +108,19 @@ def _row(
 def _prepared(config: RunConfig, x: Tensor, dead: float) -> Run:
     """A run a step or so in, with a share of its features dead; aux-k only where something is."""
     objectives = (ReconstructionConfig(), *([AuxKConfig()] if dead else []))
-    # No feature that fires or not during the benchmark crosses this age.
-    run = Run(config.model_copy(update={"objectives": objectives, "dead_after": 1 << 40}), x.mean(0))
-    n_dead = round(dead * config.sae.d_sae)
-    with torch.no_grad():
-        run.sae.encoder.bias[:n_dead] = -10.0  # low enough that none of them is chosen
-    run.firing.age[:n_dead] = 1 << 41
+    # No feature crosses this age by itself; those that are to be dead are put beyond it before every step.
+    run = Run(config.model_copy(update={"objectives": objectives, "dead_after": _OLD}), x.mean(0))
+    run.firing.age[: round(dead * config.sae.d_sae)] = _OLD
     return run
+
+
+def _one_step(run: Run, x: Tensor) -> float:
+    """Seconds of a step with the same features dead as before it, whether or not it makes them fire."""
+    dead = run.firing.dead()
+    seconds, result = _timed(lambda: train_step(run, x, _CLOCK))
+    assert ("aux_k" in result.losses) == bool(dead.any())
+    run.firing.age.masked_fill_(dead, _OLD)
+    return seconds
 
 
 def _products(x: Tensor, d_sae: int) -> dict[str, Callable[[], Tensor]]:
@@ -120,10 +133,10 @@ def _products(x: Tensor, d_sae: int) -> dict[str, Callable[[], Tensor]]:
     }
 
 
-def _timed(work: Callable[[], object]) -> float:
+def _timed(work: Callable[[], _T]) -> tuple[float, _T]:
     start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
+    result = work()
+    return time.perf_counter() - start, result
 
 
 def timed_parts(run: Run, x: Tensor, step_s: float, rounds: int = 9) -> dict[str, float]:
@@ -134,7 +147,7 @@ def timed_parts(run: Run, x: Tensor, step_s: float, rounds: int = 9) -> dict[str
     samples: list[dict[str, float]] = []
     for _ in range(rounds):
         with listening() as spans:
-            whole = _timed(lambda: train_step(run, x, _CLOCK))
+            whole = _one_step(run, x)
         shares = {part: spans[part] / whole for part in PARTS}
         samples.append(shares | {"rest": 1 - sum(shares.values())})
     return {part: step_s * statistics.median(sample[part] for sample in samples) for part in samples[0]}

@@ -35,7 +35,7 @@ class Constant(Budget):
         self.config = config
 
     def forward(self, pre: Affinities, x: Tensor, clock: Clock = END) -> Tensor:
-        return torch.full((pre.n,), float(self.config.k), device=x.device)
+        return torch.full((pre.n,), float(self.config.k), dtype=torch.float32, device=x.device)
 
     def solve(self, k: float) -> Constant:
         return Constant(ConstantConfig(k=round(k)))

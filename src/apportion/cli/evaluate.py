@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
 from ..activations import StoreSource, load_model
+from ..activations.models import LoadedModel
 from ..errors import InvalidInput
 from ..evaluate import evaluate
 from ..io import load_sae
+from ..sae import SAE
 from .output import import_plugins, on_terminal, show
 
 TABLE = ("run", "k", "l0", "l0_se", "fvu", "cosine", "never_fires", "density_gini", "tokens", "tokens_per_s")
@@ -30,12 +32,14 @@ class Evaluate:
     """Also put reconstructions back into this model: CE score and KL, or the error of its output."""
     module: str | None = None
     """Module to read, where the store holds several."""
-    heldout: float = 0.2
-    """Share of documents held out; use the value of the training."""
+    heldout: float | None = None
+    """Share of documents held out; that of the training by default."""
     limit: int | None = None
     """Measure only the first so many held-out tokens."""
     downstream_limit: int = 16_384
     """Tokens for the measures in the model."""
+    device: str = "cpu"
+    """Where the SAEs run."""
     plugin: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """A .py file or module with rules of your own; its code is run (repeatable)."""
     json: bool = False
@@ -43,12 +47,15 @@ class Evaluate:
 
     def run(self) -> int:
         import_plugins(self.plugin)
+        StoreSource(self.data, self.module)  # checks every shard once
         folders = sae_folders(Path(self.run_folder))
-        saes = {folder.name: load_sae(folder) for folder in folders}
-        source = StoreSource(self.data, self.module, heldout=self.heldout)
+        saes = {folder.name: load_sae(folder).to(self.device) for folder in folders}
         model = load_model(self.model) if self.model else None
         rows = []
         for name, sae in saes.items():
+            source = self._source(name, sae)
+            if model is not None:
+                check_model(model, source)
             measures = evaluate(
                 sae,
                 source,
@@ -60,6 +67,36 @@ class Evaluate:
             rows.append({"run": name, "k": sae.k, **measures})
         show(rows, self.json, [*TABLE, *(key for key in DOWNSTREAM if key in rows[0])])
         return 0
+
+    def _source(self, name: str, sae: SAE) -> StoreSource:
+        """The store, split as it was for the training. Refuses another module, model or split."""
+        trained: dict[str, Any] = sae.metadata.get("source", {})
+        heldout = self.heldout if self.heldout is not None else float(trained.get("heldout", 0.2))
+        source = StoreSource(
+            self.data, self.module, heldout=heldout, split_seed=int(trained.get("split_seed", 0)), verify=False
+        )
+        here = source.describe()
+        for key in ("model", "module"):
+            if key in trained and trained[key] != here[key]:
+                raise InvalidInput(
+                    f"'{name}' was trained on {key} {trained[key]!r} and {self.data} holds {here[key]!r}; "
+                    "evaluate it on what it was trained on"
+                )
+        if trained.get("fingerprint") == here["fingerprint"] and trained.get("heldout", heldout) < heldout:
+            raise InvalidInput(
+                f"--heldout {heldout:g} takes in documents that '{name}' was trained on (it held out "
+                f"{trained['heldout']:g}); leave the option out"
+            )
+        return source
+
+
+def check_model(model: LoadedModel, source: StoreSource) -> None:
+    """Refuse a model that the store was not captured from. Raises ``InvalidInput``."""
+    captured = source.manifest.model
+    if Path(model.name).name != Path(captured).name:
+        raise InvalidInput(
+            f"--model {model.name} is not what the store was captured from ({captured}); give that model"
+        )
 
 
 def sae_folders(path: Path) -> list[Path]:

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from ..errors import InvalidCheckpoint
+from ..errors import InvalidCheckpoint, InvalidInput
 from ..files import check_format, check_seal, read_json, seal, sha256, storage, to_json, write_atomically
 from ..sae import SAE, SAEConfig
 
@@ -21,7 +21,20 @@ FORMAT, VERSION = "apportion-sae", 1
 
 
 def save_sae(sae: SAE, folder: str | Path) -> None:
-    """Write ``sae`` into ``folder``. Raises ``StorageFailure``; what was there before then stays readable."""
+    """Write ``sae``, which must be frozen, into ``folder``.
+
+    Both files are on the disk before either takes its name. A process killed between the two renames leaves a
+    pair that ``load_sae`` refuses; saving again mends it.
+
+    Raises:
+        InvalidInput: its rule couples rows, so that it is no rule for inference.
+        StorageFailure: what was there before then stays readable.
+    """
+    if sae.allocator.couples_rows:
+        raise InvalidInput(
+            f"the rule {type(sae.allocator).__name__} couples rows, so its codes depend on the batch; "
+            "save sae.freeze(), calibrated"
+        )
     folder = Path(folder)
     with storage(folder):
         folder.mkdir(parents=True, exist_ok=True)

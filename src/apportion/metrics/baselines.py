@@ -35,6 +35,14 @@ class Pca:
         basis = self.components[:k]
         return self.mean + (wide(x) - self.mean) @ basis.T @ basis
 
+    def fvu(self, blocks: Iterable[Tensor], k: int) -> float:
+        """FVU of the rows of ``blocks`` under the first ``k`` components. See ``pca_fvu``."""
+        spread, error = Moments(), 0.0
+        for x in blocks:
+            spread.update(x)
+            error += float((wide(x) - self.reconstruct(x, k)).square().sum())
+        return unexplained(error, spread)
+
 
 def fit_pca(blocks: Iterable[Tensor]) -> Pca:
     """Principal components of the rows of ``blocks`` (each [n, d_in]), centred, covariance in float64.
@@ -64,12 +72,7 @@ def pca_fvu(fit_rows: Tensor | Iterable[Tensor], eval_blocks: Tensor | Iterable[
     Raises:
         InvalidInput: no rows to fit or to measure, equal rows, or ``k`` out of range.
     """
-    pca = fit_pca(_as_blocks(fit_rows))
-    spread, error = Moments(), 0.0
-    for x in _as_blocks(eval_blocks):
-        spread.update(x)
-        error += float((wide(x) - pca.reconstruct(x, k)).square().sum())
-    return unexplained(error, spread)
+    return fit_pca(_as_blocks(fit_rows)).fvu(_as_blocks(eval_blocks), k)
 
 
 def _as_blocks(rows: Tensor | Iterable[Tensor]) -> Iterable[Tensor]:

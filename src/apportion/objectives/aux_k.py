@@ -49,7 +49,8 @@ class AuxK(Objective):
         if len(dead) == 0:
             return None
         # Batches are shuffled, so that evenly spaced rows are a fair share.
-        rows = torch.arange(0, trace.pre.n, max(round(1 / self.config.rows), 1), device=trace.x.device)
+        n_rows = max(round(self.config.rows * trace.pre.n), 1)
+        rows = torch.arange(n_rows, device=trace.x.device) * trace.pre.n // n_rows
         residual = (trace.x - trace.x_hat).detach()[rows]
         spread = (residual - residual.mean(0)).square().sum(1).mean()
         if not spread > 0:

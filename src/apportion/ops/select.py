@@ -1,7 +1,7 @@
 """Exact selection of the largest entries of a matrix, per row or over all, without sorting the matrix.
 
-All selections take strictly positive entries only, break ties towards the lower feature and then the earlier
-row, and return pairs in canonical order: by row, then by feature.
+All selections take strictly positive entries only, break ties towards the lower feature within a row and the
+earlier row across rows, and return pairs in canonical order: by row, then by feature.
 
 The idea is the same everywhere: find a cheap floor that is certain to leave enough entries, collect what lies
 above it in one pass, and decide exactly among the few that remain.
@@ -137,4 +137,5 @@ def _sampled_floor(a: Tensor, m: int) -> float:
     sample = flat[::stride]
     expected = m * len(sample) / len(flat)
     rank = int(expected + 5 * expected**0.5 + 8)
-    return max(float(sample.topk(rank).values[-1]), 0.0) if rank < len(sample) else 0.0
+    floor = float(sample.topk(rank).values[-1]) if rank < len(sample) else 0.0
+    return floor if floor > 0 else 0.0  # NaN too: it must not hide the finite entries

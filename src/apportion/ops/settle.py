@@ -25,7 +25,9 @@ def error_band(centred: Tensor, weight: Tensor, b_enc: Tensor) -> Tensor:
     """[n, 1]: a bound on the rounding error of every float32 pre-activation of a row."""
     largest = torch.linalg.vector_norm(weight, dim=1).max()
     length = torch.linalg.vector_norm(centred, dim=1, keepdim=True)
-    band: Tensor = (length * largest + b_enc.abs().max()) * (centred.shape[1] + 2) * 2.0**-24
+    tf32 = centred.is_cuda and torch.backends.cuda.matmul.allow_tf32
+    unit = 2.0**-11 if tf32 else (centred.shape[1] + 2) * 2.0**-24
+    band: Tensor = (length * largest + b_enc.abs().max()) * unit
     return band
 
 

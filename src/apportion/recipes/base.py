@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from pydantic import ValidationError
+
 from ..allocators import AllocatorConfig
-from ..errors import UnknownName, nearest
+from ..errors import InvalidConfig, UnknownName, nearest
 from ..sae import SAEConfig
 from ..training import RunConfig
 
@@ -65,5 +67,9 @@ def plain(kind: str, d_in: int, d_sae: int, k: float, seed: int) -> RunConfig:
     head = AllocatorConfig.lookup(kind)
     assert issubclass(head, AllocatorConfig)
     where = f"recipe {kind}"
-    sae = SAEConfig.parse({"d_in": d_in, "d_sae": d_sae, "allocator": head.for_k(k)}, where)
+    try:
+        allocator = head.for_k(k)
+    except ValidationError as error:  # a rule from outside may not have put this into words
+        raise InvalidConfig(f"{where} takes no k = {k:g}: {error.errors()[0]['msg']}") from None
+    sae = SAEConfig.parse({"d_in": d_in, "d_sae": d_sae, "allocator": allocator}, where)
     return RunConfig.parse({"sae": sae, "seed": seed}, where)

@@ -53,10 +53,8 @@ def restore_run(run: Run, tensors: dict[str, Tensor], where: Path) -> None:
         for name, parameter in run.sae.named_parameters():
             moments = _under(f"adam.{name}.", tensors)
             if moments:
-                # Adam keeps its step count on the CPU unless it is fused on a card.
                 run.optimizer.state[parameter] = {
-                    moment: value.clone() if moment == "step" else value.to(device)
-                    for moment, value in moments.items()
+                    moment: value.to(device, copy=True) for moment, value in moments.items()
                 }
         run.rng = tensors["rng"]
     except (RuntimeError, KeyError) as error:

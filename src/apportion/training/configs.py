@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -10,6 +10,8 @@ from ..config import Config, Open
 from ..objectives import AuxKConfig, ObjectiveConfig, ReconstructionConfig
 from ..sae import SAEConfig
 from ..schedules import Schedule, WarmupDecay
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class RunConfig(Config):
@@ -29,7 +31,7 @@ class RunConfig(Config):
     sae: SAEConfig
     objectives: tuple[Open[ObjectiveConfig], ...] = (ReconstructionConfig(), AuxKConfig())
     lr: Open[Schedule] = WarmupDecay(peak=3e-3)
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     eps: float = Field(default=1e-8, gt=0)
     clip: float = Field(default=1.0, gt=0)
     dead_after: int = Field(default=100_000, gt=0)

@@ -35,8 +35,9 @@ class Run:
         self.config = config
         self.workspace = workspace or Workspace()
         with torch.random.fork_rng(devices=[]):
-            # For rules that draw their initial weights. ``torch.manual_seed`` would also reseed every card.
-            torch.default_generator.manual_seed(config.seed)
+            # For rules that draw their initial weights: not the stream that the directions come from below.
+            # ``torch.manual_seed`` would also reseed every card.
+            torch.default_generator.manual_seed((config.seed + 1) * 0x9E3779B97F4A7C15 % 2**63)
             self.sae = SAE(config.sae)
             self.rng = torch.get_rng_state()
         self.sae.initialise(b_dec, torch.Generator().manual_seed(config.seed))
@@ -71,12 +72,13 @@ class StepResult:
 def losses_of(run: Run, trace: Trace) -> dict[str, Tensor]:
     """All weighted loss terms of a trace: the objectives' and the rule's own. ``InvalidConfig`` if none."""
     dictionary = run.sae.dictionary(accumulate=True)
-    terms = {}
-    for objective in run.objectives:
-        term = objective(trace, dictionary, run.firing)
+    named = [(objective.name, objective(trace, dictionary, run.firing)) for objective in run.objectives]
+    terms: dict[str, Tensor] = {}
+    for name, term in (*named, *run.sae.allocator.terms(trace, dictionary).items()):
+        if name in terms:
+            raise InvalidConfig(f"two losses are called {name!r}; keep one of them or give one another name")
         if term is not None:
-            terms[objective.name] = term
-    terms |= run.sae.allocator.terms(trace, dictionary)
+            terms[name] = term
     if not terms:
         raise InvalidConfig("no loss applies to this step; add one that always does, such as 'reconstruction'")
     return terms
@@ -93,10 +95,11 @@ def train_step(
         clock: time of this step.
         target: [n], the number that came with each token.
     """
-    with _own_randomness(run), _precision(run, x):
+    with _own_randomness(run):
         with span("zero_grad"):
             run.optimizer.zero_grad(set_to_none=False)  # buffers are added into; fresh ones cost page faults
-        trace = run.sae.trace(x, clock, target=target, world=world, workspace=run.workspace, accumulate=True)
+        with _precision(run, x):
+            trace = run.sae.trace(x, clock, target=target, world=world, workspace=run.workspace, accumulate=True)
         with span("losses"):
             losses = losses_of(run, trace)
         with span("backward"):

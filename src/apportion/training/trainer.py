@@ -16,7 +16,7 @@ from ..activations.scale import input_scale
 from ..activations.source import Batch, Source, Stream
 from ..clock import Clock
 from ..errors import InvalidCheckpoint, InvalidConfig, InvalidInput, TrainingDiverged
-from ..files import check_format, read_json, storage, write_json
+from ..files import check_format, locked, read_json, storage, write_json
 from ..io.native import load_sae, save_sae
 from ..ops.median import geometric_median
 from ..sae import SAE
@@ -28,6 +28,7 @@ from .log import JsonLines, Sink, check_sinks, open_sink
 from .step import Run, StepResult, train_step
 
 FORMAT, VERSION = "apportion-training", 1
+_TAKEN = {"checkpoints", "tensorboard", "wandb", "train.json"}
 
 
 def train(
@@ -68,15 +69,16 @@ def train(
     _check(configs, source)
     check_sinks(sinks)
     place = _device(device)
-    _claim(out, configs, source, settings)
-    if all((out / name / "sae.json").exists() for name in configs):
-        return {name: load_sae(out / name).to(place) for name in configs}
-    session = _Session(configs, source, out, settings, sinks, place)
-    try:
-        session.run(checkpoint_seconds, progress)
-    finally:
-        session.close()
-    return session.finish()
+    with locked(out, "training in"):
+        _claim(out, configs, source, settings)
+        if all((out / name / "sae.json").exists() for name in configs):
+            return {name: load_sae(out / name).to(place) for name in configs}
+        session = _Session(configs, source, out, settings, sinks, place)
+        try:
+            session.run(checkpoint_seconds, progress)
+        finally:
+            session.close()
+        return session.finish()
 
 
 class _Session:
@@ -179,6 +181,12 @@ class _Session:
             sink.write(record)
 
     def _save(self) -> None:
+        for name, run in self.runs.items():
+            if not all(bool(torch.isfinite(parameter).all()) for parameter in run.sae.parameters()):
+                raise TrainingDiverged(
+                    f"run '{name}': its weights are not finite before step {self.step}, and the last checkpoint "
+                    "stays; lower the learning rate or check the activations, in another folder"
+                )
         state = {
             "scale": self.scale,
             "stream": self.stream.state(),
@@ -241,7 +249,7 @@ def _check(configs: Mapping[str, RunConfig], source: Source) -> None:
     if not configs:
         raise InvalidConfig("there is nothing to train; pass at least one run")
     for name, config in configs.items():
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or name == "checkpoints":
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or name in _TAKEN:
             raise InvalidConfig(f"run name {name!r} is no folder name; use letters, digits, '.', '_' and '-'")
         if config.sae.d_in != source.d_in:
             raise InvalidInput(
@@ -265,7 +273,7 @@ def _device(device: str | torch.device) -> torch.device:
 
 def _claim(out: Path, configs: Mapping[str, RunConfig], source: Source, settings: TrainConfig) -> None:
     """Make ``out`` the folder of this training, or see that it already is."""
-    plan = {
+    plan: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
         "settings": settings.model_dump(mode="json"),
@@ -276,6 +284,10 @@ def _claim(out: Path, configs: Mapping[str, RunConfig], source: Source, settings
     if where.exists():
         found = read_json(where, "a training")
         check_format(found, FORMAT, VERSION, where)
+        # Where the store lies does not matter, only what is in it.
+        for description in (found.get("source"), plan["source"]):
+            if isinstance(description, dict):
+                description.pop("path", None)
         differing = sorted(key for key in plan if found.get(key) != plan[key])
         if differing:
             raise InvalidConfig(
