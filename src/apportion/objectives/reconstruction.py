@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
@@ -31,4 +32,5 @@ class Reconstruction(Objective):
         self.config = config
 
     def __call__(self, trace: Trace, dictionary: Dictionary, firing: Firing) -> Tensor:
-        return self.config.weight * (trace.x - trace.x_hat).square().sum(1).mean()
+        # One kernel without temporaries; the mean is over tokens, not over entries.
+        return self.config.weight / len(trace.x) * F.mse_loss(trace.x_hat, trace.x, reduction="sum")
