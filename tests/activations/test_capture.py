@@ -12,6 +12,8 @@ from apportion.activations.capture import capture, keep_mask, patched
 from apportion.activations.contexts import pad, windows_of
 from apportion.errors import InvalidInput, UnknownName
 
+from .conftest import LAYER
+
 TEXTS = ["the quick brown fox jumps over the lazy dog", "a shorter one"]
 
 
@@ -54,6 +56,64 @@ def test_several_modules_in_one_pass_equal_single_passes(tiny):
     paths = ["gpt_neox.layers.0", "gpt_neox.layers.3"]
     together = capture(tiny.model, paths, inputs)
     assert all(torch.equal(together[path], capture(tiny.model, [path], inputs)[path]) for path in paths)
+
+
+class InPlace(torch.nn.Module):
+    """What follows the first layer writes into its output; the last layer runs three times."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.relu, self.shared = (
+            torch.nn.Linear(4, 4),
+            torch.nn.ReLU(inplace=True),
+            torch.nn.Linear(4, 4),
+        )
+
+    def forward(self, x):
+        x = self.relu(self.first(x))
+        for _ in range(3):
+            x = self.shared(x)
+            x += 1
+        return x
+
+
+def test_what_runs_later_does_not_write_into_what_was_captured():
+    model, x = InPlace(), {"x": torch.randn(1, 3, 4)}
+    alone = capture(model, ["first"], x)["first"]
+    assert bool((alone < 0).any())
+    assert torch.equal(capture(model, ["first", "shared"], x)["first"], alone)
+
+
+def test_of_a_module_that_runs_several_times_the_first_run_counts():
+    model, x = InPlace(), torch.randn(1, 3, 4)
+    with torch.no_grad():
+        first = capture(model, ["shared"], {"x": x})["shared"]
+        assert torch.equal(first, model.shared(model.relu(model.first(x))))
+        seen = []
+        with patched(model, "shared", lambda hidden: seen.append(hidden.clone()) or hidden * 0):
+            out = [model(x) for _ in range(2)]
+        expected = torch.zeros(1, 3, 4)
+        for _ in range(2):
+            expected = model.shared(expected + 1)
+        assert len(seen) == 2 and all(torch.equal(hidden, first) for hidden in seen)
+        assert all(torch.equal(o, expected + 1) for o in out)
+    assert n_hooks(model) == 0 and not model._forward_pre_hooks
+
+
+def test_a_model_that_cannot_run_says_so_in_one_sentence(tiny, patches, monkeypatch):
+    ids, before = torch.tensor([[1, 10**6]]), n_hooks(tiny.model)
+    with pytest.raises(InvalidInput, match=r"GPTNeoXForCausalLM cannot run on inputs input_ids \(1, 2\) \(index"):
+        capture(tiny.model, [LAYER], {"input_ids": ids})
+    with pytest.raises(InvalidInput, match=r"Patches cannot run .*unexpected keyword"):
+        capture(patches, ["blocks.0"], {"pixels": ids})
+    assert n_hooks(tiny.model) == before and n_hooks(patches) == 0
+
+    def exhausted(x):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(patches.cut, "forward", exhausted)
+    with pytest.raises(torch.OutOfMemoryError):
+        capture(patches, ["blocks.0"], {"pixel_values": torch.zeros(1, 3, 4, 4)})
 
 
 def test_any_module_fed_with_pixels(patches):

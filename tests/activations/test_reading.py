@@ -15,6 +15,7 @@ from apportion.activations import StoreSource, capture_to_store
 from apportion.activations.capture import capture
 from apportion.activations.manifest import MANIFEST, PROGRESS
 from apportion.errors import CorruptStore, InvalidInput, NonFiniteActivations, StorageFailure, UnknownName
+from apportion.files import seal
 
 from .conftest import LAYER
 
@@ -27,8 +28,9 @@ def copy(store, tmp_path):
 
 
 def edit_manifest(folder, **changes):
+    """Changes as a buggy release would write them: under a checksum that holds."""
     data = json.loads((folder / MANIFEST).read_text())
-    (folder / MANIFEST).write_text(json.dumps({**data, **changes}))
+    (folder / MANIFEST).write_text(json.dumps(seal({**data, **changes}, folder / MANIFEST)))
 
 
 @pytest.mark.parametrize("at", [3, 100, 200_000, -1])
@@ -64,6 +66,10 @@ def test_manifests_that_cannot_be_used(copy, tmp_path):
     edit_manifest(copy, version=2, surprise=1)
     with pytest.raises(InvalidInput, match=r"version 2 .* up to 1; upgrade"):
         StoreSource(copy)
+    for version in (0, -1, True, "1"):
+        edit_manifest(copy, version=version)
+        with pytest.raises(InvalidInput, match=f"version {version!r}"):
+            StoreSource(copy)
     edit_manifest(copy, version=1)
     with pytest.raises(CorruptStore, match="surprise"):
         StoreSource(copy)
@@ -72,6 +78,42 @@ def test_manifests_that_cannot_be_used(copy, tmp_path):
         StoreSource(copy)
     (copy / MANIFEST).rename(copy / PROGRESS)
     with pytest.raises(CorruptStore, match="unfinished"):
+        StoreSource(copy)
+
+
+@pytest.mark.parametrize("name", [MANIFEST, PROGRESS])
+def test_a_description_that_was_changed_breaks_its_seal(copy, tiny, documents, name):
+    text = (copy / MANIFEST).read_text()
+    shards = json.loads(text)["shards"]
+    if name == PROGRESS:
+        (copy / MANIFEST).rename(copy / PROGRESS)
+    places = [text.index(f'"rows": {shards[1]["rows"]}') + 8, text.index('"first_document"') + 18, len(text) // 2]
+    for at in places:
+        digit = str((int(text[at]) + 1) % 10) if text[at].isdigit() else "1"
+        (copy / name).write_text(text[:at] + digit + text[at + 1 :])
+        with pytest.raises(CorruptStore, match=rf"{name} (does not match its checksum|is not JSON)"):
+            if name == MANIFEST:
+                StoreSource(copy)
+            else:
+                capture_to_store(tiny, LAYER, documents, copy, shard_rows=4096, context=64)
+    unsealed = {key: value for key, value in json.loads(text).items() if key != "checksum"}
+    (copy / MANIFEST).write_text(json.dumps(unsealed))
+    with pytest.raises(CorruptStore, match="checksum"):
+        StoreSource(copy)
+
+
+def test_a_manifest_that_does_not_fit_its_shards(copy):
+    good = json.loads((copy / MANIFEST).read_text())
+    shards = good["shards"]
+    for change in ({"rows": shards[1]["rows"] - 1}, {"rows": 10**12}, {"first_document": -1}, {"documents": 1}):
+        edit_manifest(copy, shards=[shards[0], {**shards[1], **change}, *shards[2:]])
+        with pytest.raises(CorruptStore, match=SHARD):
+            StoreSource(copy)
+    edit_manifest(copy, shards=shards, modules={LAYER: 255})
+    with pytest.raises(CorruptStore, match=r"shape \(\d+, 256\) and should have \(\d+, 255\)"):
+        StoreSource(copy)
+    edit_manifest(copy, modules=good["modules"], documents=3)
+    with pytest.raises(CorruptStore, match="of 3"):
         StoreSource(copy)
 
 
@@ -104,7 +146,7 @@ def test_every_dtype_and_place_reads_the_same(tiny, documents, tmp_path, dtype):
     capture_to_store(tiny, [LAYER, "gpt_neox.layers.0"], documents[:30], url, **options)
     fs = fsspec.filesystem("memory")
     assert {path.rsplit("/", 1)[-1] for path in fs.ls(f"/stores/{dtype}", detail=False)} == {
-        path.name for path in tmp_path.iterdir()
+        path.name for path in tmp_path.iterdir() if path.name != ".lock"
     }
     with pytest.raises(UnknownName, match="several modules"):
         StoreSource(url)
@@ -140,6 +182,17 @@ def test_contexts_of_a_part_give_its_rows_again(source, tiny):
     assert torch.equal(position[firsts], torch.cat([c.start for c in found]))
     limited = list(source.contexts("evaluate", batch_size=8, limit_rows=100))
     assert 100 <= sum(c.rows for c in limited) < 100 + 64
+
+
+@pytest.mark.parametrize("rows", [5000, 5001, 5555])
+def test_contexts_of_the_first_rows_keep_just_these(store, rows):
+    part = StoreSource(store, max_rows=rows)
+    for split in ("calibrate", "evaluate"):
+        blocks, found = list(part.blocks(split)), list(part.contexts(split, 8))
+        assert sum(len(b.x) for b in blocks) == sum(c.rows for c in found)
+        counts = torch.cat([c.keep.sum(1) for c in found])
+        documents = torch.cat([c.document for c in found]).repeat_interleave(counts)
+        assert torch.equal(documents, torch.cat([b.document for b in blocks]))
 
 
 def test_description_is_json(source):

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 import json
 import multiprocessing
+import os
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -14,14 +18,16 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
-from apportion.activations import capture_to_store, load_documents
+from apportion.activations import LiveSource, capture_to_store, load_documents
 from apportion.activations.capture import capture, patched
 from apportion.activations.contexts import pad, windows_of
 from apportion.activations.files import Folder
 from apportion.activations.manifest import MANIFEST, PROGRESS
-from apportion.activations.models import load_model
+from apportion.activations.models import LoadedModel, load_model
 from apportion.activations.texts import Document
+from apportion.cli import main
 from apportion.errors import (
     CorruptStore,
     InvalidConfig,
@@ -37,7 +43,8 @@ FEW = {"shard_rows": 256, "context": 64, "batch_size": 8}
 
 
 def bytes_of(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    """Every file but those that begin with a dot: the lock, which stays empty."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if not path.name.startswith(".")}
 
 
 def shard_tensors(store: Path, name: str) -> dict[str, torch.Tensor]:
@@ -47,7 +54,7 @@ def shard_tensors(store: Path, name: str) -> dict[str, torch.Tensor]:
 
 def test_shards_are_safetensors_with_the_promised_columns(store, documents):
     manifest = json.loads((store / MANIFEST).read_text())
-    assert {path.name for path in store.iterdir()} == {MANIFEST, *(s["file"] for s in manifest["shards"])}
+    assert set(bytes_of(store)) == {MANIFEST, *(s["file"] for s in manifest["shards"])}
     assert len(manifest["shards"]) > 2 and manifest["modules"] == {LAYER: 256}
     seen: list[int] = []
     places: list[int] = []
@@ -147,6 +154,126 @@ def test_a_killed_capture_resumes_to_the_same_bytes(tmp_path):
     assert bytes_of(whole) == bytes_of(broken)
 
 
+class Killed(BaseException):
+    """Stands in for SIGKILL at one file operation: from then on nothing reaches the disk."""
+
+
+def capture_killed_at(step: int, monkeypatch, run) -> bool:
+    """Whether ``run`` was over before its file operation number ``step`` (flushes, renames, removals)."""
+    done = itertools.count(1)
+
+    def dying(action):
+        def act(*args):
+            if next(done) >= step:
+                raise Killed
+            result = action(*args)
+            if next(done) >= step:
+                raise Killed
+            return result
+
+        return act
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", dying(os.fsync))
+        patch.setattr(Folder, "remove", dying(Folder.remove))
+        patch.setattr(Path, "replace", dying(Path.replace))
+        try:
+            run()
+        except Killed:
+            return False
+        return True
+
+
+@pytest.mark.parametrize("rows", [100, 130])
+def test_a_kill_at_any_file_operation_with_a_limit_that_ends_within_a_document(tiny, tmp_path, monkeypatch, rows):
+    texts = [f"word number {i} and some more words to read here. " * (3 if i % 4 else 12) for i in range(6)]
+    few = [Document(str(i), text) for i, text in enumerate(texts)]
+
+    def run(name):
+        return capture_to_store(tiny, LAYER, few, tmp_path / name, context=64, shard_rows=64, max_rows=rows)
+
+    manifest = run("whole")
+    assert manifest.documents < len(few)
+    whole = bytes_of(tmp_path / "whole")
+    for step in itertools.count(1):
+        shutil.rmtree(tmp_path / "broken", ignore_errors=True)
+        over = capture_killed_at(step, monkeypatch, lambda: run("broken"))
+        run("broken")
+        assert bytes_of(tmp_path / "broken") == whole and run("broken") == manifest
+        assert [path.name for path in (tmp_path / "broken").iterdir() if path.name[0] == "."] == [".lock"]
+        if over:
+            break
+    assert step > 25
+
+
+def test_a_second_capture_into_the_same_folder_is_refused(tiny, documents, tmp_path):
+    def second():
+        yield documents[0]
+        with pytest.raises(StorageFailure, match="another process is capturing into"):
+            capture_to_store(tiny, LAYER, documents[:20], tmp_path, **FEW)
+        yield from documents[1:20]
+
+    first = capture_to_store(tiny, LAYER, second(), tmp_path, **FEW)
+    assert capture_to_store(tiny, LAYER, documents[:20], tmp_path, **FEW) == first
+
+
+def test_other_spellings_of_model_and_data_resume(tiny, documents, tmp_path, monkeypatch):
+    folder = shared("models/tiny-lm")
+    with pytest.raises(Interrupted):
+        capture_to_store(
+            f"{folder}/", LAYER, cut_off(documents, 32), tmp_path / "a", **FEW, data_description="./d.jsonl"
+        )
+    monkeypatch.chdir(folder.parent)
+    found = capture_to_store(
+        "./tiny-lm", LAYER, documents[:40], tmp_path / "a", **FEW, data_description="d.jsonl"
+    )
+    assert found.model == str(folder.resolve()) and found.settings.data == "./d.jsonl"
+    capture_to_store(tiny, LAYER, documents[:40], tmp_path / "b", **FEW, data_description="./d.jsonl")
+    assert bytes_of(tmp_path / "a") == bytes_of(tmp_path / "b")
+
+
+def test_a_complete_store_with_a_damaged_shard_is_not_called_complete(tiny, documents, tmp_path):
+    capture_to_store(tiny, LAYER, documents[:20], tmp_path, **FEW)
+    shard = tmp_path / "shard-00001.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(CorruptStore, match=r"shard-00001\.safetensors .* bytes instead of"):
+        capture_to_store(tiny, LAYER, documents[:20], tmp_path, **FEW)
+    shard.unlink()
+    with pytest.raises(CorruptStore, match=r"shard-00001\.safetensors .* is missing"):
+        capture_to_store(tiny, LAYER, documents[:20], tmp_path, **FEW)
+
+
+def test_only_our_own_temporaries_are_deleted(tmp_path, tiny, documents):
+    names = {".shard-00009.safetensors.tmp", ".manifest.json.tmp", ".notes.tmp", ".swp"}
+    for name in names:
+        (tmp_path / name).write_text("")
+    capture_to_store(tiny, LAYER, documents[:3], tmp_path, **FEW)
+    assert {path.name for path in tmp_path.iterdir()} & names == {".notes.tmp", ".swp"}
+
+
+def test_a_folder_that_cannot_be_asked_is_a_sentence(tmp_path, monkeypatch):
+    folder = Folder(tmp_path)
+    (tmp_path / "f").mkdir()
+    with pytest.raises(StorageFailure, match="cannot remove"):
+        folder.remove("f")
+    monkeypatch.setattr(folder._fs, "size", lambda path: (_ for _ in ()).throw(PermissionError(13, "denied")))
+    with pytest.raises(StorageFailure, match=r"cannot read .*denied"):
+        folder.size("f")
+    (tmp_path / "f").rmdir()
+    folder.remove("f")
+    tmp_path.rmdir()
+    with pytest.raises(StorageFailure):
+        folder.clear_temporaries("f")
+
+
+@pytest.mark.parametrize("batch_size", [1, 8])
+def test_a_tensor_that_all_contexts_share_is_no_hidden_state(tiny, documents, tmp_path, batch_size):
+    with pytest.raises(InvalidInput, match=r"rotary_emb' (gave|gives) \(1, "):
+        capture_to_store(tiny, "gpt_neox.rotary_emb", documents[:9], tmp_path, context=64, batch_size=batch_size)
+    with pytest.raises(InvalidInput, match="rotary_emb"):
+        LiveSource(tiny, "gpt_neox.rotary_emb", documents[:9], batch_size=batch_size)
+
+
 def test_resuming_something_else_is_refused(tiny, documents, tmp_path):
     with pytest.raises(Interrupted):
         capture_to_store(tiny, LAYER, cut_off(documents, 64), tmp_path, **FEW)
@@ -223,6 +350,112 @@ def test_unknown_models_are_named_quickly(tmp_path):
     with pytest.raises(UnknownName, match="cannot load"):
         load_model(str(tmp_path))
     assert time.monotonic() - begun < 20
+
+
+@pytest.fixture
+def parts(tmp_path):
+    """A folder with the tiny model in it, to be spoilt."""
+    return Path(shutil.copytree(shared("models/tiny-lm"), tmp_path / "model"))
+
+
+def respell(folder: Path, change) -> None:
+    """Write the weights again, changed."""
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    save_file(change(weights), folder / "model.safetensors", {"format": "pt"})
+
+
+def test_missing_or_mismatched_weights_are_not_made_up(parts, capfd):
+    import transformers
+
+    level = transformers.utils.logging.get_verbosity()
+    respell(parts, lambda weights: {k: v for k, v in weights.items() if ".layers.1." not in k})
+    with pytest.raises(InvalidInput, match=r"lacks 12 of its weights .*layers\.1\."):
+        load_model(str(parts))
+    respell(parts, lambda weights: weights | {"gpt_neox.embed_in.weight": torch.zeros(5, 256)})
+    with pytest.raises(InvalidInput, match="weights"):
+        load_model(str(parts))
+    assert transformers.utils.logging.get_verbosity() == level
+    assert capfd.readouterr() == ("", "")
+
+
+def test_weights_of_another_size_are_named(parts):
+    respell(parts, lambda weights: weights | {"gpt_neox.layers.0.mlp.dense_h_to_4h.bias": torch.zeros(5)})
+    with pytest.raises(InvalidInput, match=r"wrong size of 1 of its weights .*layers\.0\.mlp"):
+        load_model(str(parts))
+
+
+def test_a_model_without_a_tokenizer_says_so(parts, documents, tmp_path):
+    for path in parts.glob("tokenizer*"):
+        path.unlink()
+    loaded = load_model(str(parts))
+    assert loaded.tokenizer is None
+    with pytest.raises(InvalidInput, match="comes with no tokenizer"):
+        capture_to_store(loaded, LAYER, documents[:2], tmp_path / "out")
+
+
+def test_a_tokenizer_of_another_model_is_refused(tiny, documents, tmp_path):
+    import transformers
+
+    config = transformers.GPTNeoXConfig(
+        vocab_size=100, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32
+    )
+    small = LoadedModel(transformers.GPTNeoXModel(config).eval(), tiny.tokenizer, "small", causal=False)
+    with pytest.raises(InvalidInput, match="knows 4096 tokens and the model embeds 100"):
+        capture_to_store(small, "layers.0", documents[:2], tmp_path)
+    added = copy.deepcopy(tiny.tokenizer)
+    added.add_tokens(["<extra>"])
+    more = LoadedModel(tiny.model, added, "more", causal=True)
+    texts = [Document("a", "no such token"), Document("b", "one <extra> token")]
+    with pytest.raises(InvalidInput, match="document 'b' has the token id 4096 and the model embeds 4096"):
+        capture_to_store(more, LAYER, texts, tmp_path / "out", context=64)
+
+
+def test_the_context_is_bound_by_the_table_of_positions(tiny, documents, tmp_path):
+    import transformers
+
+    config = transformers.RobertaConfig(
+        vocab_size=4096,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=66,
+    )
+    loaded = LoadedModel(transformers.RobertaModel(config).eval(), tiny.tokenizer, "roberta", causal=False)
+    with pytest.raises(InvalidConfig, match="at most 64 positions"):
+        capture_to_store(loaded, "encoder.layer.0", documents[:2], tmp_path, context=65)
+    capture_to_store(loaded, "encoder.layer.0", documents[:2], tmp_path, context=64)
+
+
+def test_texts_and_targets_that_no_part_can_read(tiny, documents, tmp_path):
+    with pytest.raises(InvalidInput, match="cannot read document 'bad'"):
+        texts = [documents[0], Document("bad", "half \ud800 a character", 0.0)]
+        capture_to_store(tiny, LAYER, texts, tmp_path / "a", context=64)
+    for number in (float("nan"), 1e300, 10**400):
+        with pytest.raises(InvalidInput, match=r"'bad' has the target .*float32"):
+            capture_to_store(tiny, LAYER, [Document("bad", "text", number)], tmp_path / "b", context=64)
+        with pytest.raises(InvalidInput, match=r"'bad' has the target .*float32"):
+            LiveSource(tiny, LAYER, [Document("bad", "text", number)], context=64)
+
+
+def test_devices(tiny):
+    assert tiny.to("cpu").device == torch.device("cpu")
+    for device in ("nope", "cuda" if not torch.cuda.is_available() else "cuda:99"):
+        with pytest.raises(InvalidConfig, match=f"'{device}' cannot be used"):
+            tiny.to(device)
+
+
+def test_the_command_reads_no_more_documents_than_it_needs(tmp_path, capsys):
+    data = tmp_path / "d.jsonl"
+    data.write_text((json.dumps({"text": "some words to read here"}) + "\n") * 40 + "{broken")
+    model = str(shared("models/tiny-lm"))
+    command = ["capture", "--model", model, "--module", LAYER, "--data", str(data), "--out", str(tmp_path / "s")]
+    assert main([*command, "--max-rows", "30", "--device", "cpu", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["rows"] == 30
+    command[-1] = str(tmp_path / "whole")
+    assert main(command) == 2 and "line 41, is not JSON" in capsys.readouterr().err
+    assert main([*command, "--device", "nope"]) == 2 and "device 'nope'" in capsys.readouterr().err
 
 
 def test_full_disk_is_named_and_the_store_resumes(tiny, documents, tmp_path):

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 from apportion.activations import LiveSource, StoreSource, TensorSource, capture_to_store
 from apportion.activations.scale import input_scale
+from apportion.code import Code
 from apportion.errors import InvalidConfig, InvalidInput
+from apportion.evaluate import evaluate
 
 from .conftest import LAYER
 
@@ -162,6 +164,30 @@ def test_live_activations_are_those_of_a_store(tiny, documents, tmp_path):
         torch.testing.assert_close(torch.cat([x.x for x in a]), torch.cat([x.x for x in b]), rtol=1e-3, atol=1e-3)
         pairs = zip(live.contexts(part, 8), stored.contexts(part, 8), strict=True)
         assert all(torch.equal(x.input_ids, y.input_ids) and torch.equal(x.keep, y.keep) for x, y in pairs)
+
+
+def test_a_live_source_is_evaluated_in_its_model_as_its_store_is(tiny, documents, tmp_path):
+    class Nothing:
+        """A codec that keeps every activation as it is."""
+
+        d_in, d_sae = 256, 256
+
+        def encode(self, x):
+            n = len(x)
+            indices = torch.arange(256).repeat(n)
+            return Code(x.reshape(-1), indices, torch.arange(n + 1) * 256, 256, (n,))
+
+        def decode(self, code):
+            return code.values.view(-1, 256)
+
+    few = documents[:40]
+    capture_to_store(tiny, LAYER, few, tmp_path, context=64)
+    sources = LiveSource(tiny, LAYER, few, context=64), StoreSource(tmp_path)
+    live, stored = (evaluate(Nothing(), s, limit=200, downstream_limit=100, model=tiny) for s in sources)
+    assert sources[0].module == LAYER
+    assert live["downstream_tokens"] == stored["downstream_tokens"] > 0
+    assert live["ce_clean"] == pytest.approx(stored["ce_clean"]) and live["ce_zero"] > live["ce_clean"]
+    assert live["ce_patched"] == pytest.approx(live["ce_clean"], rel=1e-3)
 
 
 def test_states_of_another_stream_are_refused(any_source):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import gzip
 import json
+import time
 
 import pytest
 
-from apportion.activations import installed_text, load_documents
+from apportion.activations import installed_text, iter_documents, load_documents
 from apportion.activations.texts import Document
 from apportion.errors import InvalidInput, StorageFailure, UnknownName
 
@@ -53,6 +54,77 @@ def test_hugging_face_data(tmp_path):
     with pytest.raises(UnknownName, match="nosplit"):
         load_documents(f"{tmp_path / 'parquet'}@nosplit")
 
+    with pytest.raises(UnknownName, match=r"no split 'nosplit'; choose one of: 'train'"):
+        load_documents(f"{tmp_path / 'parquet'}@nosplit")
+    with pytest.raises(UnknownName, match=r"no split 'train'; choose one of: none"):
+        load_documents(f"{tmp_path / 'saved'}@train")
+
+
+def test_tables_in_files_of_any_name(tmp_path, capfd):
+    datasets = pytest.importorskip("datasets")
+    table = datasets.Dataset.from_list(RECORDS)
+    folder = tmp_path / "a@b:c [1]"
+    folder.mkdir()
+    table.to_parquet(folder / "d@train:x.parquet")
+    table.to_json(folder / "d.json")
+    table.to_csv(folder / "d.csv")
+    capfd.readouterr()
+    shown = datasets.are_progress_bars_disabled()
+    for name in ("d@train:x.parquet", "d.json", "d.csv", "d.csv@train"):
+        assert load_documents(folder / name, target_field="ease") == EXPECTED
+    assert datasets.are_progress_bars_disabled() == shown and capfd.readouterr().err == ""
+    with pytest.raises(UnknownName, match=r"no split 'test'; choose one of: 'train'"):
+        load_documents(f"{folder / 'd.csv'}@test")
+    (folder / "broken.parquet").write_bytes(b"PAR1")
+    with pytest.raises(InvalidInput, match="no parquet file"):
+        load_documents(folder / "broken.parquet")
+    (tmp_path / "c@d").mkdir()
+    (tmp_path / "c@d" / "a.txt").write_text("text")
+    assert load_documents(tmp_path / "c@d") == [Document("a", "text")]
+
+
+def test_a_path_that_is_not_there_is_named_without_asking_the_hub(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_: pytest.fail("asked the hub"))
+    names = [tmp_path / "absent", f"{tmp_path}/absent@train", "./absent", "~/absent-data", "absent.parquet"]
+    for name in (*names, "absent.csv@train", "tests/absent", "absent.jsonl.gz", "absent.txt"):
+        with pytest.raises(StorageFailure, match=r"absent"):
+            load_documents(name)
+
+
+def test_a_dataset_that_the_hub_does_not_have_is_named_quickly():
+    pytest.importorskip("datasets")
+    begun = time.monotonic()
+    with pytest.raises(UnknownName, match=r"the dataset 'nosuch/dataset' is neither on this machine nor"):
+        load_documents("nosuch/dataset:config@train")
+    assert time.monotonic() - begun < 10
+
+
+def test_documents_are_read_one_by_one(tmp_path):
+    path = tmp_path / "d.jsonl"
+    path.write_text("".join(json.dumps({"text": f"text {i}"}) + "\n" for i in range(3)) + "{broken")
+    documents = iter_documents(path)
+    assert [next(documents).text for _ in range(3)] == ["text 0", "text 1", "text 2"]
+    with pytest.raises(InvalidInput, match="line 4"):
+        next(documents)
+    assert len(load_documents(path, limit=3)) == 3
+
+
+def test_damaged_gzip(tmp_path):
+    raw = "".join(json.dumps({"text": f"text number {i} {i * i}"}) + "\n" for i in range(500)).encode()
+    data = gzip.compress(raw)
+    path = tmp_path / "d.jsonl.gz"
+    kinds = set()
+    for at in range(12, len(data), 37):
+        path.write_bytes(data[:at] + bytes([data[at] ^ 255]) + data[at + 1 :])
+        with pytest.raises(InvalidInput) as caught:
+            load_documents(path)
+        kinds.add("gzip" in str(caught.value))
+    assert True in kinds
+    path.write_bytes(data[: len(data) // 2])
+    with pytest.raises(InvalidInput, match="no whole gzip file"):
+        load_documents(path)
+
 
 @pytest.mark.parametrize(
     ("record", "message"),
@@ -63,6 +135,11 @@ def test_hugging_face_data(tmp_path):
         ({"text": "x", "ease": float("nan")}, "line 2, has nan as target"),
         ({"text": "x"}, "line 2, has None as target"),
         ({"text": "x\0y", "ease": 1}, "line 2, is binary"),
+        ({"text": "x", "ease": 1e39}, "line 2, has 1e\\+39 as target .* within float32"),
+        ({"text": "x", "ease": 10**400}, "line 2, has 1000.* as target .* within float32"),
+        ({"text": "x", "ease": True}, "line 2, has True as target"),
+        ({"text": "x\ud800", "ease": 1}, "line 2, holds half a character"),
+        ({"id": "\udfff", "text": "x", "ease": 1}, "line 2, by its field 'id', holds half a character"),
     ],
 )
 def test_unusable_lines(tmp_path, record, message):

@@ -6,8 +6,8 @@ In this room:
 - the sources: ``rows`` (``StoreSource`` over a captured store, ``TensorSource`` over a tensor) and ``live``
   (``LiveSource``, captured while used);
 - the way into a store: ``texts`` and ``installed`` (documents), ``models``, ``contexts`` (windows of tokens),
-  ``capture`` (hooks), ``extract`` (rows), ``plan`` (what goes into which shard), ``store`` (the capture
-  itself);
+  ``items`` (tensors in place of texts), ``capture`` (hooks), ``extract`` (rows), ``plan`` (what goes into
+  which shard), ``store`` (the capture itself);
 - the way out: ``manifest``, ``shards`` and ``files`` (what is on disk), ``reading``, ``splits``, ``shuffle``;
 - ``scale``, the input scale.
 
@@ -18,22 +18,26 @@ prefetching and resume to the bit.
 """
 
 from .installed import installed_text
+from .items import Item
 from .live import LiveSource
-from .models import load_model
+from .models import LoadedModel, load_model
 from .rows import StoreSource, TensorSource
 from .source import Batch, Source, Stream
 from .store import capture_to_store
-from .texts import load_documents
+from .texts import iter_documents, load_documents
 
 __all__ = [
     "Batch",
+    "Item",
     "LiveSource",
+    "LoadedModel",
     "Source",
     "StoreSource",
     "Stream",
     "TensorSource",
     "capture_to_store",
     "installed_text",
+    "iter_documents",
     "load_documents",
     "load_model",
 ]

@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import InvalidInput, UnknownName, nearest
+from ..errors import ApportionError, InvalidInput, UnknownName, nearest
 
 Hook = Callable[[nn.Module, Any, Any], Any]
+
+_MODEL_ERRORS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
 
 
 class _Stop(Exception):
@@ -33,22 +35,27 @@ def capture(model: nn.Module, modules: Sequence[str], inputs: Mapping[str, Tenso
     """Hidden states in one forward pass, which ends as soon as the last of ``modules`` has run.
 
     Args:
-        modules: paths of submodules; of one that runs several times, the first output counts.
+        modules: paths of submodules; of one that runs several times, the first run counts.
         inputs: keyword arguments of ``model``, such as ``input_ids`` or ``pixel_values``.
 
     Returns: [batch, positions, width] for each path, without gradient. The model keeps its mode and no hook.
 
     Raises: ``UnknownName`` for a path that is not there, ``InvalidInput`` for a module that never runs or
-    whose output is not a hidden state.
+    whose output is not a hidden state, and for inputs that the model cannot run on.
     """
     if not modules:
         raise InvalidInput("no module to capture was named; give at least one module path")
     found: dict[str, Tensor] = {}
+    wanted = len(set(modules))
 
     def hook_for(path: str) -> Hook:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
-            found.setdefault(path, _hidden(output, path))
-            if len(found) == len(set(modules)):
+            if path in found:
+                return
+            hidden = _hidden(output, path)
+            # What runs later may write into the tensor; after the last one nothing runs.
+            found[path] = hidden if len(found) + 1 == wanted else hidden.clone()
+            if len(found) == wanted:
                 raise _Stop
 
         return hook
@@ -57,8 +64,17 @@ def capture(model: nn.Module, modules: Sequence[str], inputs: Mapping[str, Tenso
         for path in dict.fromkeys(modules):
             stack.enter_context(_hooked(resolve_module(model, path), hook_for(path)))
         stack.enter_context(torch.no_grad())
-        with contextlib.suppress(_Stop):
+        try:
             model(**inputs)
+        except _Stop:
+            pass
+        except _MODEL_ERRORS as error:
+            if isinstance(error, ApportionError) or _out_of_memory(error):
+                raise
+            raise InvalidInput(
+                f"{type(model).__name__} cannot run on inputs {_shapes(inputs)} ({first_line(error)}); give it "
+                "what it was made for, or a shorter context"
+            ) from error
     missing = [path for path in modules if path not in found]
     if missing:
         raise InvalidInput(
@@ -72,13 +88,26 @@ def patched(model: nn.Module, module: str, fn: Callable[[Tensor], Tensor]) -> It
     """Within the context, the hidden state of ``module`` is replaced by ``fn`` of it.
 
     What else the module returns stays as it is; an identity ``fn`` leaves the model's output equal to the
-    bit. Only forward passes of the thread that entered the context are changed.
+    bit. Of a module that runs several times in a forward pass of ``model``, the first run is changed, which is
+    the one that ``capture`` reads. Only forward passes of the thread that entered the context are changed.
 
     Raises: ``UnknownName`` for a path that is not there; ``InvalidInput``, from the forward pass, if the
     output is not a hidden state or ``fn`` changes its shape.
     """
 
+    owner = threading.get_ident()
+    done = False
+
+    def begin(root: nn.Module, args: Any) -> None:
+        nonlocal done
+        if threading.get_ident() == owner:
+            done = False
+
     def hook(layer: nn.Module, args: Any, output: Any) -> Any:
+        nonlocal done
+        if done:
+            return None
+        done = True
         hidden = _hidden(output, module)
         replacement = fn(hidden)
         if replacement.shape != hidden.shape:
@@ -88,8 +117,13 @@ def patched(model: nn.Module, module: str, fn: Callable[[Tensor], Tensor]) -> It
             )
         return _replace(output, hidden, replacement)
 
-    with _hooked(resolve_module(model, module), hook):
-        yield model
+    layer = resolve_module(model, module)
+    handle = model.register_forward_pre_hook(begin)
+    try:
+        with _hooked(layer, hook):
+            yield model
+    finally:
+        handle.remove()
 
 
 def keep_mask(
@@ -115,6 +149,21 @@ def keep_mask(
             f"inputs {sorted(inputs)} do not tell the number of positions; pass the hidden state as `like`"
         )
     return torch.ones(like.shape[:2], dtype=torch.bool, device=like.device)
+
+
+def first_line(error: BaseException) -> str:
+    """What a foreign error says, short enough for a sentence."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:")
+
+
+def _out_of_memory(error: Exception) -> bool:
+    # On the CPU torch raises a plain RuntimeError for it.
+    words = ("not enough memory", "allocate memory")
+    return isinstance(error, torch.OutOfMemoryError) or any(part in str(error) for part in words)
+
+
+def _shapes(inputs: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {tuple(getattr(value, 'shape', ()))}" for name, value in inputs.items())
 
 
 @contextlib.contextmanager

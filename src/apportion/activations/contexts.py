@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+import abc
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import InvalidConfig, InvalidInput
+from .capture import first_line
+from .texts import Document
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,21 +26,28 @@ class Window:
         keep: [L] bool, the tokens whose activations are captured.
         document: index of the document.
         start: place of its first kept token among the kept tokens of the document.
+        inputs: what the model is fed, where that is not ``ids`` (which are then empty).
     """
 
     ids: NDArray[np.int32]
     keep: NDArray[np.bool_]
     document: int
     start: int
+    inputs: Mapping[str, Tensor] | None = None
 
     @property
     def rows(self) -> int:
         """Number of kept tokens."""
         return int(self.keep.sum())
 
+    @property
+    def shapes(self) -> Hashable:
+        """Equal for contexts that can be in one batch; token ids are padded, other inputs are not."""
+        return tuple((name, t.dtype, t.shape) for name, t in sorted((self.inputs or {}).items()))
+
     def clip(self, rows: int) -> Window:
         """The same context with at most ``rows`` kept tokens."""
-        return Window(self.ids, self.keep & (self.keep.cumsum() <= rows), self.document, self.start)
+        return replace(self, keep=self.keep & (self.keep.cumsum() <= rows))
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +96,16 @@ def pad(windows: Sequence[Window]) -> Contexts:
     )
 
 
+def model_inputs(windows: Sequence[Window], device: torch.device) -> tuple[dict[str, Tensor], Tensor]:
+    """What the model is fed for a batch of equal ``shapes``, and which positions to keep, [c, L] bool."""
+    if windows[0].inputs is None:
+        contexts = pad(windows)
+        return contexts.inputs(device), contexts.keep
+    mappings = [window.inputs or {} for window in windows]
+    stacked = {name: torch.stack([one[name] for one in mappings]).to(device) for name in mappings[0]}
+    return stacked, torch.from_numpy(np.stack([window.keep for window in windows]))
+
+
 def batch_windows(
     windows: Iterable[Window], batch_size: int, limit_rows: int | None = None
 ) -> Iterator[Contexts]:
@@ -106,7 +126,7 @@ def batch_windows(
 
 
 def check_context(model: Any, tokenizer: Any, context: int) -> None:
-    """Refuse a tokenizer that cannot cut windows and a context longer than the model can read.
+    """Refuse a tokenizer that cannot cut windows for ``model`` and a context longer than the model can read.
 
     Raises ``InvalidInput`` for the first, ``InvalidConfig`` for the second.
     """
@@ -114,12 +134,84 @@ def check_context(model: Any, tokenizer: Any, context: int) -> None:
         found = "no tokenizer" if tokenizer is None else f"the slow tokenizer {type(tokenizer).__name__}"
         raise InvalidInput(f"the model comes with {found}; expected a fast one: add its tokenizer.json")
     room = context - tokenizer.num_special_tokens_to_add()
-    longest = getattr(getattr(model, "config", None), "max_position_embeddings", None)
-    if room < 1 or (isinstance(longest, int) and context > longest):
+    longest = _most_positions(model)
+    if room < 1 or (longest is not None and context > longest):
         raise InvalidConfig(
             f"context = {context} does not fit: expected more than {context - room} special tokens and at "
             f"most {longest or 'any number of'} positions of this model; choose a length between"
         )
+    rows, vocabulary = embedding_rows(model), getattr(tokenizer, "vocab_size", 0)
+    if rows is not None and vocabulary > rows:
+        raise InvalidInput(
+            f"the tokenizer knows {vocabulary} tokens and the model embeds {rows}, so they do not belong "
+            "together; give the model the tokenizer that it was trained with"
+        )
+
+
+def embedding_rows(model: Any) -> int | None:
+    """How many token ids the model can read, if it says so."""
+    try:
+        table = model.get_input_embeddings()
+    except (AttributeError, NotImplementedError):
+        return None
+    return table.num_embeddings if isinstance(table, nn.Embedding) else None
+
+
+def _most_positions(model: Any) -> int | None:
+    longest = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    found = [longest] if isinstance(longest, int) and longest > 0 else []
+    if isinstance(model, nn.Module):
+        for name, table in model.named_modules():
+            # RoBERTa and its kin count positions from behind the index of padding.
+            if name.endswith("position_embeddings") and isinstance(table, nn.Embedding):
+                padding = table.padding_idx
+                found.append(table.num_embeddings - (0 if padding is None else padding + 1))
+    return min(found, default=None)
+
+
+_D = TypeVar("_D", contravariant=True)
+
+
+class Cutter(abc.ABC, Generic[_D]):
+    """Makes contexts of documents."""
+
+    @abc.abstractmethod
+    def windows(self, documents: Sequence[_D], first: int) -> list[list[Window]]:
+        """The contexts of each of documents ``first``, ``first + 1`` and so on that keep at least one row."""
+
+
+class TextCutter(Cutter[Document]):
+    """Windows of tokens.
+
+    Args:
+        context: most tokens in a window, special tokens included.
+        rows: token ids from this on are refused; None allows all.
+    """
+
+    def __init__(self, tokenizer: Any, context: int, rows: int | None = None) -> None:
+        self._tokenizer, self._context, self._rows = tokenizer, context, rows
+
+    def windows(self, documents: Sequence[Document], first: int) -> list[list[Window]]:
+        found = self._cut(documents, first)
+        for document, own in zip(documents, found, strict=True):
+            for window in own if self._rows is not None else ():
+                if (largest := int(window.ids.max())) >= (self._rows or 0):
+                    raise InvalidInput(
+                        f"document {document.id!r} has the token id {largest} and the model embeds {self._rows}; "
+                        "give the model the tokenizer that it was trained with"
+                    )
+        return found
+
+    def _cut(self, documents: Sequence[Document], first: int) -> list[list[Window]]:
+        try:
+            return windows_of([document.text for document in documents], first, self._tokenizer, self._context)
+        except Exception as error:  # the Rust part of tokenizers raises its own family
+            if len(documents) > 1:  # one by one, to name it
+                return [own for at, document in enumerate(documents) for own in self._cut([document], first + at)]
+            raise InvalidInput(
+                f"the tokenizer cannot read document {documents[0].id!r} ({first_line(error)}); repair or leave "
+                "out that text"
+            ) from error
 
 
 def windows_of(texts: Sequence[str], first: int, tokenizer: Any, context: int) -> list[list[Window]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 import torch
@@ -11,14 +11,17 @@ from torch import Tensor
 
 from ..errors import InvalidInput, NonFiniteActivations
 from .capture import capture
-from .contexts import Window, pad
+from .contexts import Window, model_inputs
+from .items import positions_and_width
 from .models import LoadedModel
 
 
 def forward_batches(windows: Sequence[Window], batch_size: int) -> list[list[int]]:
     """The windows in batches of similar length, so that little is padded: indices into ``windows``."""
-    order = sorted(range(len(windows)), key=lambda i: (-len(windows[i].ids), i))
-    return [order[at : at + batch_size] for at in range(0, len(order), batch_size)]
+    groups: dict[Hashable, list[int]] = {}
+    for i in sorted(range(len(windows)), key=lambda i: (-len(windows[i].keep), i)):
+        groups.setdefault(windows[i].shapes, []).append(i)
+    return [order[at : at + batch_size] for order in groups.values() for at in range(0, len(order), batch_size)]
 
 
 def extract_rows(
@@ -36,11 +39,13 @@ def extract_rows(
     counts = np.array([window.rows for window in windows], np.int64)
     begins = torch.from_numpy(np.concatenate([[0], counts.cumsum()]))
     rows: dict[str, Tensor] = {}
-    for batch in forward_batches(windows, batch_size):
-        contexts = pad([windows[i] for i in batch])
-        keep = contexts.keep
+    batches = forward_batches(windows, batch_size)
+    if all(len(batch) == 1 for batch in batches):
+        _check_states(loaded, modules, windows[0])
+    for batch in batches:
+        inputs, keep = model_inputs([windows[i] for i in batch], loaded.device)
         place = (begins[batch][:, None] + keep.cumsum(1) - 1)[keep]
-        for path, hidden in capture(loaded.model, modules, contexts.inputs(loaded.device)).items():
+        for path, hidden in capture(loaded.model, modules, inputs).items():
             if hidden.shape[:2] != keep.shape:
                 raise InvalidInput(
                     f"module {path!r} gave {tuple(hidden.shape)} for contexts of shape {tuple(keep.shape)}; "
@@ -49,10 +54,21 @@ def extract_rows(
             kept = hidden.cpu()[keep].to(dtype)
             if path not in rows:
                 rows[path] = torch.empty(int(begins[-1]), kept.shape[1], dtype=dtype)
+            if kept.shape[1] != rows[path].shape[1]:
+                raise InvalidInput(
+                    f"module {path!r} gives states of width {rows[path].shape[1]} and of width {kept.shape[1]}; "
+                    "expected one width: choose a layer or block of the model"
+                )
             rows[path][place] = kept
     for path, tensor in rows.items():
         _check_finite(tensor, path, windows)
     return rows
+
+
+def _check_states(loaded: LoadedModel, modules: Sequence[str], window: Window) -> None:
+    # Batches of one cannot tell a state per context from a tensor that all contexts share.
+    inputs, _ = model_inputs([window], loaded.device)
+    positions_and_width(loaded, modules, {name: value[0] for name, value in inputs.items()})
 
 
 def row_columns(windows: Sequence[Window]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:

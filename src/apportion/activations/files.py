@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -51,14 +52,18 @@ class Folder:
 
     def exists(self, name: str) -> bool:
         """Whether ``name`` is there."""
-        return bool(self._fs.exists(self.path(name)))
+        return self._guarded(name, lambda path: bool(self._fs.exists(path)))
 
     def size(self, name: str) -> int:
         """Bytes of ``name``, or -1 if it is not there."""
-        try:
-            return int(self._fs.size(self.path(name)))
-        except FileNotFoundError:
-            return -1
+
+        def measure(path: str) -> int:
+            try:
+                return int(self._fs.size(path))
+            except FileNotFoundError:
+                return -1
+
+        return self._guarded(name, measure)
 
     def read(self, name: str) -> bytes:
         """All of ``name``."""
@@ -87,14 +92,19 @@ class Folder:
 
     def remove(self, name: str) -> None:
         """Delete ``name``; nothing happens if it is not there."""
-        with contextlib.suppress(FileNotFoundError):
-            self._fs.rm_file(self.path(name))
+        path = self.path(name)
+        try:
+            self._fs.rm_file(path)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise _failure("remove", path, error) from None
 
-    def clear_temporaries(self) -> None:
-        """Delete what an interrupted ``write`` left behind."""
-        for path in self._fs.ls(self._root, detail=False):
+    def clear_temporaries(self, pattern: str) -> None:
+        """Delete what interrupted calls of ``write`` left of files whose whole name matches ``pattern``."""
+        for path in self._guarded("", lambda _: list(self._fs.ls(self._root, detail=False))):
             name = str(path).rsplit("/", 1)[-1]
-            if name.startswith(".") and name.endswith(".tmp"):
+            if re.fullmatch(rf"\.(?:{pattern})\.tmp", name):
                 self.remove(name)
 
     def write(self, name: str, fill: Callable[[BinaryIO], _T]) -> _T:
@@ -108,7 +118,7 @@ class Folder:
                     os.fsync(file.fileno())
             self._publish(temporary, name)
         except BaseException as error:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(StorageFailure):
                 self.remove(temporary)
             if isinstance(error, OSError) and not isinstance(error, StorageFailure):
                 raise _failure("write", self.path(name), error) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,13 +12,15 @@ from numpy.typing import NDArray
 
 from ..errors import InvalidConfig, InvalidInput
 from .capture import resolve_module
-from .contexts import Contexts, Window, batch_windows, check_context, windows_of
+from .contexts import Contexts, Cutter, Window, batch_windows
 from .extract import extract_rows, row_columns
+from .items import Item
 from .models import LoadedModel, load_model
-from .plan import fingerprint
+from .plan import check_target, fingerprint
 from .shuffle import Place, PooledStream, generator, join, select_rows
-from .source import BLOCK_ROWS, Batch, Source, Split, Stream
+from .source import BLOCK_ROWS, NO_CONTEXTS, Batch, Source, Split, Stream
 from .splits import Ints, in_part, parts_of
+from .store import cutter_of
 from .texts import Document
 
 _CHUNK = 16  # documents tokenised together: a pool may end after any of them
@@ -31,11 +34,12 @@ class LiveSource(Source):
     ``buffer_rows`` rows; so a small buffer mixes few documents. The last pool of an epoch may be smaller.
 
     Args:
-        documents: as ``load_documents`` returns them.
+        documents: as ``load_documents`` returns them, or items of tensors.
         context, batch_size: as for ``capture_to_store``.
         heldout, split_seed, buffer_rows: as for ``StoreSource``.
 
     Attributes:
+        module: path of the module.
         documents: the id of every document; ``Batch.document`` is an index into it.
     """
 
@@ -43,7 +47,7 @@ class LiveSource(Source):
         self,
         model: LoadedModel | str,
         module: str,
-        documents: Sequence[Document],
+        documents: Sequence[Document | Item],
         *,
         context: int = 128,
         batch_size: int = 32,
@@ -57,13 +61,14 @@ class LiveSource(Source):
             )
         loaded = load_model(model) if isinstance(model, str) else model
         resolve_module(loaded.model, module)
-        check_context(loaded.model, loaded.tokenizer, context)
+        self._tensors = bool(documents) and isinstance(documents[0], Item)
+        cutter = cutter_of(loaded, [module], context, self._tensors)
         self.documents = [document.id for document in documents]
         self._settings = {"context": context, "heldout": heldout, "split_seed": split_seed}
-        self._model, self._module = loaded.name, module
+        self.module, self._model = module, loaded.name
         self._parts = parts_of(self.documents, heldout, split_seed)
         train = np.flatnonzero(in_part(self._parts, "train"))
-        self._pools = _LivePools(loaded, module, documents, train, context, batch_size, buffer_rows)
+        self._pools = _LivePools(loaded, module, documents, train, cutter, batch_size, buffer_rows)
         self._d_in = self._pools.width()
 
     @property
@@ -72,7 +77,7 @@ class LiveSource(Source):
 
     def describe(self) -> dict[str, Any]:
         counts = {"d_in": self.d_in, "documents": len(self.documents), "fingerprint": self._pools.digest}
-        return {"kind": "live", "model": self._model, "module": self._module, **counts, **self._settings}
+        return {"kind": "live", "model": self._model, "module": self.module, **counts, **self._settings}
 
     def stream(self, batch_size: int, seed: int, state: dict[str, Any] | None = None) -> Stream:
         return PooledStream(self._pools, batch_size, seed, state)
@@ -83,6 +88,8 @@ class LiveSource(Source):
 
     def contexts(self, split: Split, batch_size: int = 32, limit_rows: int | None = None) -> Iterator[Contexts]:
         """The contexts of a held-out part, as ``StoreSource.contexts`` gives them."""
+        if self._tensors:
+            raise InvalidInput(NO_CONTEXTS)
         return batch_windows(self._pools.windows(self._heldout(split)), batch_size, limit_rows)
 
     def _heldout(self, split: Split) -> Ints:
@@ -102,20 +109,22 @@ class _LivePools:
         self,
         loaded: LoadedModel,
         module: str,
-        documents: Sequence[Document],
+        documents: Sequence[Document | Item],
         train: Ints,
-        context: int,
+        cutter: Cutter[Any],
         batch_size: int,
         buffer_rows: int,
     ) -> None:
         self._loaded, self._module, self._documents, self._train = loaded, module, documents, train
-        self._context, self._batch_size, self._buffer = context, batch_size, buffer_rows
-        self._targets = bool(documents) and documents[0].target is not None
-        self.digest = ""
+        self._cutter, self._batch_size, self._buffer = cutter, batch_size, buffer_rows
+        self.digest, targets = "", None
         for document in documents:
-            if (document.target is not None) != self._targets:
-                raise InvalidInput(f"document {document.id!r} differs in having a target; give all one, or none")
+            if not isinstance(document, type(documents[0])) or not isinstance(document, (Document, Item)):
+                raise InvalidInput(f"{document!r:.60} is no Document; pass what `load_documents` returns")
+            targets = check_target(document, targets)
             self.digest = fingerprint(self.digest, document)
+
+        self._targets = bool(targets)
 
     def width(self) -> int:
         """Width of the module, found out with one context."""
@@ -160,11 +169,9 @@ class _LivePools:
     def _tokenised(self, documents: Ints) -> Iterator[list[Window]]:
         for at in range(0, len(documents), _CHUNK):
             numbers = documents[at : at + _CHUNK].tolist()
-            texts = [self._documents[number].text for number in numbers]
-            for number, own in zip(
-                numbers, windows_of(texts, 0, self._loaded.tokenizer, self._context), strict=True
-            ):
-                yield [Window(window.ids, window.keep, number, window.start) for window in own]
+            found = self._cutter.windows([self._documents[number] for number in numbers], 0)
+            for number, own in zip(numbers, found, strict=True):
+                yield [replace(window, document=number) for window in own]
 
     def _capture(self, windows: Sequence[Window]) -> Batch:
         rows = extract_rows(self._loaded, [self._module], windows, self._batch_size, torch.float32)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, JsonValue
 
 from ..config import Config
 from ..errors import CorruptStore, InvalidConfig, InvalidInput, StorageFailure
+from ..files import seal
 from .files import Folder
 
 FORMAT: Literal["apportion-store"] = "apportion-store"
@@ -26,6 +28,7 @@ class CaptureSettings(Config):
         batch_size: contexts per forward pass.
         shard_rows: most rows in a shard; a shard holds whole contexts.
         max_rows: the store ends after that many rows.
+        inputs: what the model was fed: windows of a text's tokens, or tensors as they were given.
         data: where the documents come from, in the words of whoever captured.
     """
 
@@ -36,6 +39,7 @@ class CaptureSettings(Config):
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     shard_rows: int = Field(default=65_536, ge=1)
     max_rows: int | None = Field(default=None, ge=1)
+    inputs: Literal["text", "tensors"] = "text"
     data: JsonValue = None
 
 
@@ -143,22 +147,32 @@ def read_progress(folder: Folder) -> Progress | None:
 
 
 def write_json(folder: Folder, name: str, config: Config) -> None:
-    """Write ``config`` atomically; equal configs give equal bytes."""
-    text = json.dumps(config.model_dump(mode="json"), indent=1) + "\n"
+    """Write ``config`` with a checksum, atomically; equal configs give equal bytes."""
+    text = json.dumps(seal(config.model_dump(mode="json"), Path(folder.path(name))), indent=1) + "\n"
     folder.write(name, lambda file: file.write(text.encode()))
 
 
 def _read(folder: Folder, name: str) -> Any:
+    """What the file ``name`` says, once it is known to be undamaged."""
     try:
         data = json.loads(folder.read(name))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CorruptStore(f"{folder.path(name)} is not JSON ({error}); restore it from a copy") from None
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise CorruptStore(f"{folder.path(name)} does not describe an activation store; give another folder")
     version = data.get("version")
-    if not isinstance(version, int) or version > VERSION:
+    if isinstance(version, bool) or not isinstance(version, int) or not 1 <= version <= VERSION:
         raise InvalidInput(
-            f"the store {folder.url} has format version {version!r} and this apportion reads up to "
+            f"the store {folder.url} has format version {version!r} and this apportion reads 1 up to "
             f"{VERSION}; upgrade apportion or capture again"
         )
-    return data
+    try:
+        sealed = data == seal(data, Path(folder.path(name)))
+    except InvalidInput:  # NaN, which was never written
+        sealed = False
+    if not sealed:
+        raise CorruptStore(
+            f"{folder.path(name)} does not match its checksum, so it was damaged or edited; restore it from a "
+            "copy, or delete the folder and capture again"
+        )
+    return {key: value for key, value in data.items() if key != "checksum"}

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 from ..errors import InvalidConfig, InvalidInput
-from .contexts import Window, windows_of
+from .contexts import Cutter, TextCutter, Window
+from .items import Item
 from .manifest import CaptureSettings, Cursor
-from .texts import Document
+from .texts import Document, usable_target
 
 _CHUNK = 16  # documents tokenised together: enough for the tokenizer's threads, little to hold
 
 
-def fingerprint(previous: str, document: Document) -> str:
+def fingerprint(previous: str, document: Document | Item) -> str:
     """The fingerprint of all documents up to this one, from that of the documents before it."""
-    text = json.dumps([previous, document.id, document.text, document.target])
+    content = document.digest() if isinstance(document, Item) else document.text
+    text = json.dumps([previous, document.id, content, document.target])
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -37,7 +39,7 @@ class ShardPlan:
 
     windows: list[Window]
     first: int
-    documents: list[Document]
+    documents: Sequence[Document | Item]
     end: Cursor
     fingerprint: str
 
@@ -45,15 +47,26 @@ class ShardPlan:
 class Plan:
     """One walk over the documents, which yields shards.
 
+    Args:
+        tokenizer: cuts documents into windows, unless there is a ``cutter`` for that.
+
     Attributes:
         documents: how many documents were read so far.
         fingerprint: of these.
     """
 
-    def __init__(self, settings: CaptureSettings, tokenizer: Any, documents: Iterable[Document]) -> None:
-        self._settings, self._tokenizer = settings, tokenizer
-        self._stream = iter(documents)
-        self._covered: list[Document] = []
+    def __init__(
+        self,
+        settings: CaptureSettings,
+        tokenizer: Any,
+        documents: Iterable[Document | Item],
+        cutter: Cutter[Any] | None = None,
+    ) -> None:
+        self._settings = settings
+        self._cutter: Cutter[Any] = cutter or TextCutter(tokenizer, settings.context)
+        self._kind: type[Document] | type[Item] = Item if settings.inputs == "tensors" else Document
+        self._stream: Iterator[Document | Item] = iter(documents)
+        self._covered: list[Document | Item] = []
         self._before = ""
         self._targets: bool | None = None
         self.documents = 0
@@ -70,12 +83,18 @@ class Plan:
         ``InvalidInput`` if only some documents have a target.
         """
         room, budget = self._settings.shard_rows, self._settings.max_rows
+        if rows == budget:  # only the manifest is missing, which counts the documents touched
+            self.verify(start.document + (start.window > 0), expected, whole=False)
+            return
         shard: list[Window] = []
         filled = 0
         for number, window in self._windows(start, expected):
-            if rows == budget:
-                break
             clipped = window if budget is None else window.clip(budget - rows)
+            if clipped.rows > room:
+                raise InvalidConfig(
+                    f"shard_rows = {room} is below the {clipped.rows} rows of document {self.documents - 1}; "
+                    "raise it to that at least"
+                )
             if filled + clipped.rows > room:
                 yield self._cut(shard, number)
                 shard, filled = [], 0
@@ -112,8 +131,9 @@ class Plan:
         if start.window == 0 or self.documents < start.document:
             self._check(start, expected)
         while chunk := list(islice(self._stream, _CHUNK)):
-            texts = [_text(document) for document in chunk]
-            windows = windows_of(texts, self.documents, self._tokenizer, self._settings.context)
+            for document in chunk:
+                self._check_kind(document)
+            windows = self._cutter.windows(chunk, self.documents)
             for document, own in zip(chunk, windows, strict=True):
                 begun = start.window if self.documents == start.document else 0
                 self._read(document)
@@ -123,15 +143,9 @@ class Plan:
         if self.documents <= start.document and start.window:
             self._check(start, expected)
 
-    def _read(self, document: Document) -> None:
-        _text(document)
-        has_target = document.target is not None
-        if self._targets not in (None, has_target):
-            raise InvalidInput(
-                f"document {document.id!r} has {'a' if has_target else 'no'} target unlike those before "
-                "it; give every document a finite target, or none"
-            )
-        self._targets = has_target
+    def _read(self, document: Document | Item) -> None:
+        self._check_kind(document)
+        self._targets = check_target(document, self._targets)
         self._before, self.fingerprint = self.fingerprint, fingerprint(self.fingerprint, document)
         self._covered.append(document)
         self.documents += 1
@@ -143,8 +157,18 @@ class Plan:
                 "made from; repeat it with the same data, or delete the folder and capture again"
             )
 
+    def _check_kind(self, document: Document | Item) -> None:
+        if not isinstance(document, self._kind):
+            remedy = "pass what `load_documents` returns" if self._kind is Document else "do not mix the two"
+            raise InvalidInput(f"{document!r:.60} is no {self._kind.__name__}; {remedy}")
 
-def _text(document: Document) -> str:
-    if not isinstance(document, Document):
-        raise InvalidInput(f"{document!r:.60} is no Document; pass what `load_documents` returns")
-    return document.text
+
+def check_target(document: Document | Item, before: bool | None) -> bool:
+    """Whether the document has a target. Raises ``InvalidInput`` if that differs from those ``before`` it."""
+    has_target = document.target is not None
+    if before not in (None, has_target) or (has_target and not usable_target(document.target)):
+        raise InvalidInput(
+            f"document {document.id!r} has the target {document.target!r:.40}; give every document a finite "
+            "target within float32, or none"
+        )
+    return has_target

@@ -48,6 +48,21 @@ class ShardReader:
             self._header = read_header(self._folder, self.entry.file, self.entry.bytes)
         return self._header
 
+    def check_shapes(self, module: str, width: int) -> None:
+        """Compare the shapes of its tensors with the manifest. Raises ``CorruptStore``."""
+        entry = self.entry
+        expected: dict[str, tuple[int, ...]] = {
+            f"activations/{module}": (entry.rows, width),
+            "document": (entry.rows,),
+            "position": (entry.rows,),
+            "document_rows": (entry.documents,),
+        }
+        for name, shape in expected.items():
+            found = self._tensor(name).shape
+            if found != shape:
+                fault = f"its tensor {name!r} has shape {found} and should have {shape}"
+                raise damaged(self._folder, entry.file, fault)
+
     def documents(self) -> list[str]:
         """The ids of the documents that it covers."""
         ids = json.loads(self.header().metadata.get("documents", "[]"))
@@ -109,6 +124,8 @@ class StoreReader:
         for hashed in (False, True) if verify else (False,):
             for shard in self._shards:
                 shard.verify(hashed)
+        for shard in self._shards:
+            shard.check_shapes(self.module, self.d_in)
         self._offsets = np.cumsum([0, *(shard.entry.rows for shard in self._shards)])
         self.documents, self.begins, self.counts = self._read_documents()
 
@@ -139,7 +156,7 @@ class StoreReader:
         return Batch(x, document, position, target)
 
     def windows(self, chosen: NDArray[np.bool_], end: int) -> Iterator[Window]:
-        """The contexts of the ``chosen`` documents, in order, that begin before row ``end``.
+        """The contexts of the ``chosen`` documents, in order, their kept tokens being rows before ``end``.
 
         Args:
             chosen: [documents].
@@ -151,9 +168,10 @@ class StoreReader:
             ids, keep, offsets, documents, starts = (shard.whole(name) for name in names)
             for at in np.flatnonzero(chosen[documents]):
                 own, document, start = slice(offsets[at], offsets[at + 1]), documents[at], starts[at]
-                if self.begins[document] + start >= end:
+                room = end - int(self.begins[document] + start)
+                if room <= 0:
                     return
-                yield Window(ids[own], keep[own], int(document), int(start))
+                yield Window(ids[own], keep[own], int(document), int(start)).clip(room)
 
     def _choose(self, module: str | None) -> str:
         modules = self.manifest.modules
@@ -170,6 +188,9 @@ class StoreReader:
         counts = np.zeros(self.manifest.documents, np.int64)
         for shard in self._shards:
             first, own = shard.entry.first_document, shard.documents()
+            if not 0 <= first <= len(ids) - len(own):
+                fault = f"it covers documents {first} to {first + len(own)} of {len(ids)}"
+                raise damaged(self._folder, shard.entry.file, fault)
             ids[first : first + len(own)] = own
             counts[first : first + len(own)] += shard.whole("document_rows")
         return ids, np.concatenate([[0], counts.cumsum()[:-1]]).astype(np.int64), counts

@@ -15,6 +15,12 @@ Split = Literal["calibrate", "evaluate"]
 BLOCK_ROWS = 1024
 """Held-out rows are always handed out in blocks of this many, so that no figure depends on a batch size."""
 
+NO_CONTEXTS = (
+    "these activations were captured from tensors, of which no contexts are kept; leave the model out, or "
+    "capture from text"
+)
+"""What a source says that is asked for contexts and has none."""
+
 
 @dataclass(frozen=True, eq=False)
 class Batch:

@@ -39,7 +39,7 @@ def in_part(parts: NDArray[np.int8], part: Part) -> NDArray[np.bool_]:
 
 
 def _uniform(name: str, seed: int) -> float:
-    digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest()
+    digest = hashlib.blake2b(f"{seed}:{name}".encode(errors="surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2.0**64
 
 

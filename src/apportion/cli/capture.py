@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ..activations import capture_to_store, load_documents, load_model
+from ..activations import capture_to_store, iter_documents, load_model
 from .output import names_in, on_terminal, say, show
 
 
@@ -18,7 +18,8 @@ class Capture:
     module: str
     """Module paths, separated by commas, such as encoder.layer.3."""
     data: str
-    """A .txt, .jsonl or .jsonl.gz file, a folder of .txt, or a `datasets` name (NAME[:CONFIG][@SPLIT])."""
+    """A .txt, .jsonl(.gz), .parquet, .json or .csv file, a folder of .txt, or a `datasets` name
+    (NAME[:CONFIG][@SPLIT])."""
     out: str
     """Folder of the store, any fsspec path; a killed capture goes on when it is run again."""
     text_field: str = "text"
@@ -33,13 +34,15 @@ class Capture:
     """Type of the stored activations."""
     max_rows: int | None = None
     """Stop after that many tokens."""
+    device: str = "cpu"
+    """Where the model runs, such as cuda."""
     json: bool = False
     """Print the manifest's summary as JSON."""
 
     def run(self) -> int:
-        documents = load_documents(self.data, text_field=self.text_field, target_field=self.target_field)
+        documents = iter_documents(self.data, text_field=self.text_field, target_field=self.target_field)
         manifest = capture_to_store(
-            load_model(self.model),
+            load_model(self.model).to(self.device),
             names_in(self.module, "--module"),
             documents,
             self.out,
