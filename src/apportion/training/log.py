@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidCheckpoint, MissingExtra, UnknownName, nearest
-from ..files import storage
+from ..files import sha256, storage
 
 
 class Sink(abc.ABC):
@@ -79,12 +79,12 @@ def flatten(record: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
 class TensorBoard(Sink):
     """Scalars under ``OUT/tensorboard/RUN`` (extra ``tensorboard``)."""
 
-    def __init__(self, out: Path, run: str) -> None:
+    def __init__(self, out: Path, run: str, step: int) -> None:
         try:
             from torch.utils.tensorboard.writer import SummaryWriter
         except ImportError:
             raise MissingExtra("the log 'tensorboard' needs pip install 'apportion[tensorboard]'") from None
-        self._writer = SummaryWriter(str(out / "tensorboard" / run))
+        self._writer = SummaryWriter(str(out / "tensorboard" / run), purge_step=step or None)
 
     def write(self, record: Mapping[str, Any]) -> None:
         for name, value in flatten(record).items():
@@ -97,12 +97,20 @@ class TensorBoard(Sink):
 class WandB(Sink):
     """A Weights & Biases run per SAE (extra ``wandb``); project and mode come from its own environment."""
 
-    def __init__(self, out: Path, run: str) -> None:
+    def __init__(self, out: Path, run: str, step: int) -> None:
         try:
             import wandb
         except ImportError:
             raise MissingExtra("the log 'wandb' needs pip install 'apportion[wandb]'") from None
-        self._run = wandb.init(name=run, group=out.name, dir=str(out), reinit="create_new")
+        self._run = wandb.init(
+            # One run however often the training is resumed.
+            id=sha256(f"{out.resolve()}/{run}".encode())[:16],
+            name=run,
+            group=out.name,
+            dir=str(out),
+            reinit="create_new",
+            resume="allow",
+        )
 
     def write(self, record: Mapping[str, Any]) -> None:
         self._run.log(flatten(record), step=int(record["step"]))
@@ -111,8 +119,8 @@ class WandB(Sink):
         self._run.finish()
 
 
-SINKS: dict[str, Callable[[Path, str], Sink]] = {"tensorboard": TensorBoard, "wandb": WandB}
-"""Optional sinks by name: each is made from (output folder, run name)."""
+SINKS: dict[str, Callable[[Path, str, int], Sink]] = {"tensorboard": TensorBoard, "wandb": WandB}
+"""Optional sinks by name: each is made from (output folder, run name, step to go on from)."""
 
 
 def check_sinks(names: Iterable[str]) -> None:
@@ -122,7 +130,7 @@ def check_sinks(names: Iterable[str]) -> None:
             raise UnknownName(f"unknown log {name!r}; nearest: {nearest(name, SINKS)}")
 
 
-def open_sink(name: str, out: Path, run: str) -> Sink:
+def open_sink(name: str, out: Path, run: str, step: int) -> Sink:
     """The sink of that name. Raises ``UnknownName`` or ``MissingExtra``."""
     check_sinks([name])
-    return SINKS[name](out, run)
+    return SINKS[name](out, run, step)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,8 +14,8 @@ from tqdm import tqdm
 from ..activations.scale import input_scale
 from ..activations.source import Batch, Source, Stream
 from ..clock import Clock
-from ..errors import InvalidCheckpoint, InvalidConfig, InvalidInput, TrainingDiverged
-from ..files import check_format, locked, read_json, storage, write_json
+from ..errors import TrainingDiverged
+from ..files import locked
 from ..io.native import load_sae, save_sae
 from ..ops.median import geometric_median
 from ..sae import SAE
@@ -25,10 +24,8 @@ from .checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from .configs import RunConfig, TrainConfig
 from .finish import finish
 from .log import JsonLines, Sink, check_sinks, open_sink
+from .plan import check_runs, claim_folder, usable_device
 from .step import Run, StepResult, train_step
-
-FORMAT, VERSION = "apportion-training", 1
-_TAKEN = {"checkpoints", "tensorboard", "wandb", "train.json"}
 
 
 def train(
@@ -66,11 +63,11 @@ def train(
     """
     settings = settings or TrainConfig()
     out = Path(out)
-    _check(configs, source)
+    check_runs(configs, source)
     check_sinks(sinks)
-    place = _device(device)
+    place = usable_device(device)
     with locked(out, "training in"):
-        _claim(out, configs, source, settings)
+        claim_folder(out, configs, source, settings)
         if all((out / name / "sae.json").exists() for name in configs):
             return {name: load_sae(out / name).to(place) for name in configs}
         session = _Session(configs, source, out, settings, sinks, place)
@@ -113,7 +110,7 @@ class _Session:
             for name in configs
         }
         self.sinks: dict[str, list[Sink]] = {
-            name: [open_sink(sink, out, name) for sink in sinks] for name in configs
+            name: [open_sink(sink, out, name, self.step) for sink in sinks] for name in configs
         }
 
     def run(self, checkpoint_seconds: float, progress: bool) -> None:
@@ -243,61 +240,3 @@ class _Tally:
     @property
     def tokens_per_s(self) -> float:
         return self.tokens / max(self.seconds, 1e-9)
-
-
-def _check(configs: Mapping[str, RunConfig], source: Source) -> None:
-    if not configs:
-        raise InvalidConfig("there is nothing to train; pass at least one run")
-    for name, config in configs.items():
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or name in _TAKEN:
-            raise InvalidConfig(f"run name {name!r} is no folder name; use letters, digits, '.', '_' and '-'")
-        if config.sae.d_in != source.d_in:
-            raise InvalidInput(
-                f"run '{name}' has d_in = {config.sae.d_in} but the activations are {source.d_in} wide; "
-                "use the width of the activations"
-            )
-    # Said before the training and not after it, for then no other source can take its place.
-    if next(iter(source.blocks("calibrate", 1)), None) is None:
-        raise InvalidInput("no documents are held out to calibrate on; raise the held-out share of the source")
-
-
-def _device(device: str | torch.device) -> torch.device:
-    try:
-        here = torch.zeros((), device=device)
-        here.item()  # "meta" holds nothing
-    except (RuntimeError, AssertionError) as error:  # the second from a torch without CUDA
-        reason = str(error).splitlines()[0]
-        raise InvalidConfig(f"device '{device}' cannot be used ({reason}); choose another, as cpu") from None
-    return here.device
-
-
-def _claim(out: Path, configs: Mapping[str, RunConfig], source: Source, settings: TrainConfig) -> None:
-    """Make ``out`` the folder of this training, or see that it already is."""
-    plan: dict[str, Any] = {
-        "format": FORMAT,
-        "version": VERSION,
-        "settings": settings.model_dump(mode="json"),
-        "source": source.describe(),
-        "runs": {name: config.model_dump(mode="json") for name, config in configs.items()},
-    }
-    where = out / "train.json"
-    if where.exists():
-        found = read_json(where, "a training")
-        check_format(found, FORMAT, VERSION, where)
-        # Where the store lies does not matter, only what is in it.
-        for description in (found.get("source"), plan["source"]):
-            if isinstance(description, dict):
-                description.pop("path", None)
-        differing = sorted(key for key in plan if found.get(key) != plan[key])
-        if differing:
-            raise InvalidConfig(
-                f"{out} holds a training with other {' and '.join(differing)}; "
-                "repeat its arguments to go on, or choose another folder"
-            )
-        return
-    if (out / "checkpoints").exists():
-        raise InvalidCheckpoint(f"{out} has checkpoints but no train.json; choose another folder")
-    with storage(out):
-        for name in configs:
-            (out / name).mkdir(parents=True, exist_ok=True)
-    write_json(where, plan)

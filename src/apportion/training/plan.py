@@ -1,0 +1,78 @@
+"""What is settled before the first step: that the runs fit the source, and whose folder it is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..activations.source import Source
+from ..errors import InvalidCheckpoint, InvalidConfig, InvalidInput
+from ..files import check_format, read_json, storage, write_json
+from .configs import RunConfig, TrainConfig
+
+FORMAT, VERSION = "apportion-training", 1
+_TAKEN = {"checkpoints", "tensorboard", "wandb", "train.json"}
+
+
+def check_runs(configs: Mapping[str, RunConfig], source: Source) -> None:
+    """Raises ``InvalidConfig`` or ``InvalidInput`` unless every run can be trained on ``source``."""
+    if not configs:
+        raise InvalidConfig("there is nothing to train; pass at least one run")
+    for name, config in configs.items():
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or name in _TAKEN:
+            raise InvalidConfig(f"run name {name!r} is no folder name; use letters, digits, '.', '_' and '-'")
+        if config.sae.d_in != source.d_in:
+            raise InvalidInput(
+                f"run '{name}' has d_in = {config.sae.d_in} but the activations are {source.d_in} wide; "
+                "use the width of the activations"
+            )
+    # Said before the training and not after it, for then no other source can take its place.
+    if next(iter(source.blocks("calibrate", 1)), None) is None:
+        raise InvalidInput("no documents are held out to calibrate on; raise the held-out share of the source")
+
+
+def usable_device(device: str | torch.device) -> torch.device:
+    """The device, if tensors can live there. Raises ``InvalidConfig``."""
+    try:
+        here = torch.zeros((), device=device)
+        here.item()  # "meta" holds nothing
+    except (RuntimeError, AssertionError) as error:  # the second from a torch without CUDA
+        reason = str(error).splitlines()[0]
+        raise InvalidConfig(f"device '{device}' cannot be used ({reason}); choose another, as cpu") from None
+    return here.device
+
+
+def claim_folder(out: Path, configs: Mapping[str, RunConfig], source: Source, settings: TrainConfig) -> None:
+    """Make ``out`` the folder of this training, or see that it already is."""
+    plan: dict[str, Any] = {
+        "format": FORMAT,
+        "version": VERSION,
+        "settings": settings.model_dump(mode="json"),
+        "source": source.describe(),
+        "runs": {name: config.model_dump(mode="json") for name, config in configs.items()},
+    }
+    where = out / "train.json"
+    if where.exists():
+        found = read_json(where, "a training")
+        check_format(found, FORMAT, VERSION, where)
+        # Where the store lies does not matter, only what is in it.
+        for description in (found.get("source"), plan["source"]):
+            if isinstance(description, dict):
+                description.pop("path", None)
+        differing = sorted(key for key in plan if found.get(key) != plan[key])
+        if differing:
+            raise InvalidConfig(
+                f"{out} holds a training with other {' and '.join(differing)}; "
+                "repeat its arguments to go on, or choose another folder"
+            )
+        return
+    if (out / "checkpoints").exists():
+        raise InvalidCheckpoint(f"{out} has checkpoints but no train.json; choose another folder")
+    with storage(out):
+        for name in configs:
+            (out / name).mkdir(parents=True, exist_ok=True)
+    write_json(where, plan)
