@@ -248,13 +248,31 @@ def table(suite: Suite, rows: dict[str, dict[str, Any]]) -> str:
             group = sorted(groups.get((source, recipe, k), []), key=lambda row: int(row["seed"]))
             if group:
                 lines.append(table_line(source, recipe, k, [row["measures"] for row in group]))
+    first = suite.recipes[0]
+    lines += ["", f"| source | k | recipe | FVU, difference to {first} paired by seed |", "|---|---|---|---|"]
+    for source in suite.sources:
+        for recipe, k in combinations(suite):
+            if recipe != first:
+                lines += paired_line(source, recipe, k, groups[source, first, k], groups[source, recipe, k])
     return "\n".join(lines)
+
+
+def paired_line(
+    source: str, recipe: str, k: float, first: list[dict[str, Any]], other: list[dict[str, Any]]
+) -> list[str]:
+    """The difference of two recipes over the seeds that both have, if there are two or more."""
+    by_seed = [{row["seed"]: row["measures"]["fvu"] for row in group} for group in (first, other)]
+    common = sorted(by_seed[0].keys() & by_seed[1].keys())
+    if len(common) < 2:
+        return []
+    mean, half = interval([by_seed[1][seed] - by_seed[0][seed] for seed in common])
+    return [f"| {source} | {k:g} | {recipe} | {mean:+.4f} ± {half:.4f} |"]
 
 
 def table_line(source: str, recipe: str, k: float, measures: list[dict[str, Any]]) -> str:
     def cell(name: str, digits: int) -> str:
         mean, half = interval([m[name] for m in measures])
-        return f"{mean:.{digits}f} ± {half:.{digits}f}"
+        return f"{mean:.{digits}f}" + ("" if math.isnan(half) else f" ± {half:.{digits}f}")
 
     misses = [(abs(m["l0"] - k), 0.02 * k + 2 * m["l0_se"]) for m in measures]
     worst = max(misses, key=lambda pair: pair[0] / pair[1])
