@@ -78,6 +78,14 @@ def test_a_large_k_is_rounded_exactly_whatever_the_default_type():
         torch.set_default_dtype(torch.float32)
 
 
+def test_what_is_no_tensor_or_no_code_is_one_sentence():
+    sae = make_sae(TokenChoiceConfig.for_k(4))
+    with pytest.raises(InvalidInput, match="ndarray; pass a tensor"):
+        sae.encode(inputs(3).numpy())
+    with pytest.raises(InvalidInput, match="is no Code"):
+        sae.decode(sae.encode(inputs(3)).to_dense())
+
+
 def test_a_wrong_width_is_one_sentence():
     sae = make_sae(TokenChoiceConfig.for_k(4))
     for bad in (torch.zeros(3, 25), torch.zeros(3, 24, dtype=torch.int64), torch.zeros(())):

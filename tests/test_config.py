@@ -32,7 +32,7 @@ def test_unknown_keys_and_kinds_name_what_is_known():
 
 @pytest.mark.parametrize("k", [0, -3, 65, 1000])
 def test_k_must_fit(k):
-    for kind in sorted(AllocatorConfig.members):
+    for kind in recipe_names():
         with pytest.raises(InvalidConfig):
             find_recipe(kind).make(16, 64, k, 0)
     with pytest.raises(ValidationError):
@@ -50,6 +50,11 @@ def test_recipes_by_alias_and_unknown_ones():
     assert find_recipe("batch_topk") is find_recipe("mutual_choice")
     with pytest.raises(UnknownName, match="token_choice"):
         find_recipe("token_chioce")
+
+
+def test_what_others_freeze_into_is_no_recipe():
+    with pytest.raises(UnknownName, match="unknown recipe 'threshold'"):
+        find_recipe("threshold")
 
 
 def test_a_kind_is_taken_once():

@@ -85,7 +85,8 @@ class Kind(Config):
         if member is None:
             raise UnknownName(
                 f"unknown {cls.__name__} kind {kind!r}; nearest: {nearest(str(kind), cls.members)}. "
-                "A kind from outside the package is known once the module that defines it is imported"
+                "A kind from outside the package is known once the module that defines it is imported "
+                "(on the command line: --plugin FILE.py)"
             )
         return member
 

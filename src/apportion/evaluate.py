@@ -27,8 +27,8 @@ from .metrics import (
     Sparsity,
 )
 
-CONTEXTS_PER_RUN = 4
-"""Contexts that a patched model reads at once: three sets of logits of these are held together."""
+CAUSAL_CONTEXTS, ENCODER_CONTEXTS = 8, 32
+"""Contexts that a patched model reads at once: three sets of logits, or of hidden states, are held together."""
 
 
 @runtime_checkable
@@ -179,7 +179,7 @@ def _in_model(
     progress: bool,
 ) -> dict[str, Json]:
     causal, encoder = CausalDownstream(), EncoderDownstream()
-    batches = source.contexts(split, CONTEXTS_PER_RUN, limit)
+    batches = source.contexts(split, CAUSAL_CONTEXTS if loaded.causal else ENCODER_CONTEXTS, limit)
     for contexts in tqdm(batches, desc="downstream", unit="batch", disable=not progress):
         inputs = contexts.inputs(loaded.device)
         keep = contexts.keep.to(loaded.device)

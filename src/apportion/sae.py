@@ -172,6 +172,8 @@ class SAE(nn.Module):
 
     def decode(self, code: Code) -> Tensor:
         """Reconstruction ``[..., d_in]`` of a code with leading shape ``...``."""
+        if not isinstance(code, Code):
+            raise InvalidInput(f"a {type(code).__name__} is no Code; pass what encode returned")
         if code.d_sae != self.d_sae:
             raise InvalidInput(f"the code has {code.d_sae} features, the SAE {self.d_sae}; use its own SAE")
         with torch.autocast(self.device.type, enabled=False):
@@ -228,6 +230,8 @@ class SAE(nn.Module):
         return [self.encoder.weight, self.encoder.bias, self.W_dec, self.b_dec]
 
     def _check(self, x: Tensor) -> None:
+        if not isinstance(x, Tensor):
+            raise InvalidInput(f"activations are a {type(x).__name__}; pass a tensor [..., {self.d_in}]")
         if x.ndim == 0 or x.shape[-1] != self.d_in or not x.is_floating_point():
             raise InvalidInput(
                 f"activations of shape {tuple(x.shape)} and type {x.dtype} do not fit this SAE; "

@@ -14,7 +14,18 @@ import apportion as ap
 
 from .conftest import MODEL, MODULE, Command
 
-TRAIN_KEYS = {"run", "k", "l0_train", "l0_calibrated", "short", "dead", "tokens", "tokens_per_s", "path"}
+TRAIN_KEYS = {
+    "run",
+    "k",
+    "l0_train",
+    "l0_calibrated",
+    "short",
+    "fvu_train",
+    "dead",
+    "tokens",
+    "tokens_per_s",
+    "path",
+}
 EVALUATE_KEYS = {"run", "k", "l0", "l0_se", "l0_histogram", "fvu", "cosine", "never_fires", "tokens_per_s"}
 
 

@@ -57,6 +57,13 @@ def test_a_diverged_run_leaves_its_last_good_checkpoint(tmp_path: Path) -> None:
     assert not (tmp_path / "a" / "sae.json").exists()
 
 
+def test_a_gradient_without_a_norm_is_a_divergence(tmp_path: Path) -> None:
+    huge = config(lr=Linear(start=1e12, end=1e12 + 1))
+    with pytest.raises(TrainingDiverged):
+        ap.train({"a": huge}, source(), tmp_path, ap.TrainConfig(n_tokens=64 * 40, batch_size=64))
+    assert not (tmp_path / "a" / "sae.json").exists()
+
+
 def test_two_losses_of_one_name_are_refused(tmp_path: Path) -> None:
     twice = config(objectives=(ReconstructionConfig(), ReconstructionConfig(weight=9)))
     with pytest.raises(InvalidConfig, match="two losses are called 'reconstruction'"):

@@ -22,7 +22,13 @@ _C = TypeVar("_C", bound="AllocatorConfig")
 
 
 class AllocatorConfig(Kind, abc.ABC):
-    """How to build an allocator. The one knob is ``k``, the mean number of features per token."""
+    """How to build an allocator. The one knob is ``k``, the mean number of features per token.
+
+    Class attributes:
+        inference_only: what other rules freeze into; not offered for training by name.
+    """
+
+    inference_only: ClassVar[bool] = False
 
     @property
     @abc.abstractmethod

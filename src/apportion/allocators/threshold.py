@@ -17,6 +17,7 @@ from .base import Allocation, Allocator, AllocatorConfig, Calibration, Survey, c
 class ThresholdConfig(AllocatorConfig):
     """One threshold for all features, fitted to give ``k`` features per token."""
 
+    inference_only: ClassVar[bool] = True
     kind: Literal["threshold"] = "threshold"
     k: float = Field(gt=0)
 

@@ -21,8 +21,11 @@ class Bench:
     recipe: str = "token_choice,mutual_choice"
     """Recipes to step, separated by commas."""
     d_in: int = 768
+    """Width of an activation (step)."""
     d_sae: int = 16_384
+    """Number of features (step)."""
     k: float = 32
+    """Mean features per token (step)."""
     batch: int = 2048
     """Tokens per step."""
     rounds: int = 15

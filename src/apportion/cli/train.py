@@ -29,7 +29,7 @@ class Train:
     out: str
     """Folder for runs, logs and checkpoints."""
     recipe: str = "token_choice,mutual_choice"
-    """Recipes, separated by commas."""
+    """Recipes, separated by commas: token_choice (topk), mutual_choice (batch_topk), or a rule of --plugin."""
     k: str = "32"
     """Mean features per token, one or more, separated by commas."""
     seed: str = "0"
@@ -41,11 +41,11 @@ class Train:
     d_sae: int | None = None
     """Number of features, instead of --expansion."""
     tokens: int = 1_000_000
-    """Training tokens."""
+    """Training tokens; whole batches of them are used."""
     batch: int = 2048
     """Tokens per step."""
     lr: float | None = None
-    """Peak learning rate."""
+    """Peak learning rate; 0.003 unless the recipe says otherwise."""
     precision: Literal["float32", "bf16"] = "float32"
     """Of the encoder's product."""
     heldout: float = 0.2
@@ -148,6 +148,7 @@ def summary(name: str, k: float, out: str | Path, metadata: dict[str, Any]) -> d
         "l0_train": training["l0_train"],
         "l0_calibrated": calibration["l0"],
         "short": calibration["short"],
+        "fvu_train": training["fvu_train"],
         "dead": training["dead"],
         "tokens": training["tokens"],
         "tokens_per_s": training["tokens_per_s"],

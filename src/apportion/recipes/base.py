@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pydantic import ValidationError
 
 from ..allocators import AllocatorConfig
+from ..config import Kind
 from ..errors import InvalidConfig, UnknownName, nearest
 from ..sae import SAEConfig
 from ..training import RunConfig
@@ -53,13 +54,18 @@ def find_recipe(name: str) -> Recipe:
     """
     if name in _RECIPES:
         return _RECIPES[name]
-    if name in AllocatorConfig.members:
+    rules = {kind for kind, config in AllocatorConfig.members.items() if not _inference_only(config)}
+    if name in rules:
         return Recipe(name, lambda d_in, d_sae, k, seed: plain(name, d_in, d_sae, k, seed), "no paper")
-    known = [*_RECIPES, *AllocatorConfig.members]
+    known = [*_RECIPES, *rules]
     raise UnknownName(
         f"unknown recipe {name!r}; nearest: {nearest(name, known)}. "
-        "A rule from outside the package is known once its file is given with --plugin"
+        "A rule from outside the package is known by its kind once its file is given with --plugin"
     )
+
+
+def _inference_only(config: type[Kind]) -> bool:
+    return issubclass(config, AllocatorConfig) and config.inference_only
 
 
 def plain(kind: str, d_in: int, d_sae: int, k: float, seed: int) -> RunConfig:

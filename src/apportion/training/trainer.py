@@ -160,13 +160,19 @@ class _Session:
                 f"run '{name}': loss '{bad[0]}' is {losses[bad[0]]} at step {self.step}; "
                 "lower the learning rate or check the activations"
             )
+        if not bool(torch.isfinite(result.grad_norm)):
+            raise TrainingDiverged(
+                f"run '{name}': the gradient's norm is {float(result.grad_norm)} at step {self.step}; "
+                "lower the learning rate or check the activations"
+            )
         residual = (result.trace.x - result.trace.x_hat).detach()
         spread = (result.trace.x - result.trace.x.mean(0)).square().sum()
+        tally.fvu = float(residual.square().sum() / spread)
         record: dict[str, Any] = {
             "step": self.step,
             "tokens": (self.step + 1) * self.settings.batch_size,
             "loss": losses,
-            "fvu": float(residual.square().sum() / spread),
+            "fvu": tally.fvu,
             "l0": result.trace.code.nnz / result.trace.code.n,
             "dead": float(run.firing.dead().float().mean()),
             "grad_norm": float(result.grad_norm),
@@ -206,6 +212,7 @@ class _Session:
                 "tokens": self.step * self.settings.batch_size,
                 "l0_train": self.tallies[name].l0,
                 "dead": float(run.firing.dead().float().mean()),
+                "fvu_train": self.tallies[name].fvu,
                 "tokens_per_s": self.tallies[name].tokens_per_s,
             }
             sae = finish(run, self.source, self.scale, self.settings.calibrate_tokens, history)
@@ -222,10 +229,13 @@ class _Session:
 
 
 class _Tally:
-    """Sums over steps that outlive a resume. ``l0`` is the mean over the last tenth of the run."""
+    """Sums over steps that outlive a resume. ``l0`` is the mean over the last tenth of the run, ``fvu`` that of
+    the batch last logged."""
 
-    def __init__(self, spent: int = 0, rows: int = 0, tokens: int = 0, seconds: float = 0.0) -> None:
-        self.spent, self.rows, self.tokens, self.seconds = spent, rows, tokens, seconds
+    def __init__(
+        self, spent: int = 0, rows: int = 0, tokens: int = 0, seconds: float = 0.0, fvu: float = 0.0
+    ) -> None:
+        self.spent, self.rows, self.tokens, self.seconds, self.fvu = spent, rows, tokens, seconds, fvu
 
     def add(self, result: StepResult, clock: Clock, seconds: float) -> None:
         code = result.trace.code
