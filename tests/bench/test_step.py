@@ -42,10 +42,12 @@ def test_the_command_prints_json(capsys):
 @pytest.mark.slow
 def test_a_step_costs_little_more_than_the_product():
     rows = bench_step(["token_choice", "mutual_choice"], parts=True, memory=True)
-    if rows[0]["noisy"]:
-        pytest.skip(f"the product itself varied by {rows[0]['product_spread']:.0%}: the machine is busy")
+    plain = [row for row in rows if not row["recipe"].endswith("+aux_k")]
     for row in rows:
         assert sum(row["parts"].values()) == pytest.approx(row["step_s"], rel=0.05)
-        if not row["recipe"].endswith("+aux_k"):
-            assert row["ratio"] <= 1.6
-            assert row["peak_over_affinities"] <= 1.5
+    for row in plain:
+        assert row["peak_over_affinities"] <= 1.5
+    too_slow = [f"{row['recipe']} {row['ratio']:.2f}" for row in plain if row["ratio"] > 1.6]
+    if too_slow and rows[0]["noisy"]:
+        pytest.skip(f"{too_slow}, but the product itself varied by {rows[0]['product_spread']:.0%}: busy machine")
+    assert not too_slow
