@@ -3,7 +3,7 @@
 A product in float32 depends, in its last bits, on how many rows are multiplied together. Inference must not: a
 token has the same features alone and in any batch. The error of a dot product of length d is at most
 (d + 2) 2^-24 (|x| |w| + |b|) (Higham 2002, 3.1), so only entries within that band of a boundary are in doubt;
-there are about one or two per token, and these are computed again in float64.
+there are about one per token under top-k and few under a threshold, and these are computed again in float64.
 """
 
 from __future__ import annotations
