@@ -172,3 +172,16 @@ def test_installed_text_is_real_and_in_order():
     assert len(by_id) == len(found) > 300
     assert "handler" in by_id["topic:try"] and "JSON" in by_id["module:json"]
     assert [document.id for document in found] == sorted(by_id)
+
+
+def test_a_local_file_of_no_known_kind_is_refused_without_asking_the_hub(tmp_path, monkeypatch):
+    import datasets
+
+    def asked(*args, **kwargs):
+        raise AssertionError("the hub was asked")
+
+    monkeypatch.setattr(datasets, "load_dataset", asked)
+    page = tmp_path / "README.md"
+    page.write_text("some words")
+    with pytest.raises(InvalidInput, match=r"README\.md is a file whose kind"):
+        load_documents(str(page))

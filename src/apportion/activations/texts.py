@@ -265,11 +265,17 @@ def _there(name: str) -> Path | None:
 
 
 def _table(datasets: Any, data: str, name: str, config: str, split: str) -> Any:
-    """The records of a data set. Raises ``UnknownName`` if it cannot be loaded or lacks the split."""
+    """The records of a data set. Raises ``UnknownName`` if it cannot be loaded or lacks the split,
+    ``InvalidInput`` for a file of no known kind."""
     path = Path(name)
     if not path.exists() and not (Path(datasets.config.HF_DATASETS_CACHE) / name.replace("/", "___")).exists():
         ask_hub(name, "dataset")
     kind = _TABLES.get(path.suffix) if path.is_file() else None
+    if path.is_file() and kind is None:  # the hub has nothing under the name of a local file
+        raise InvalidInput(
+            f"{data} is a file whose kind its name does not tell; rename it to end in .txt, .jsonl, .jsonl.gz, "
+            ".parquet, .json or .csv"
+        )
     try:
         if kind is not None:
             found = datasets.load_dataset(kind, data_files=glob.escape(name))
