@@ -41,14 +41,27 @@ class SourceSpec(Config):
     every: int = 1
 
 
+class Variant(Config):
+    """A recipe with some of its settings replaced; ``set`` mirrors the run's config, key by key."""
+
+    recipe: str
+    set: dict[str, Any] = {}
+
+
 class Suite(Config):
-    """All that a row depends on, apart from recipe, k and seed."""
+    """All that a row depends on, apart from recipe, k and seed.
+
+    ``recipes`` are names of recipes or of ``variants``; the width is ``d_sae`` or, without it, ``expansion``
+    times that of an activation.
+    """
 
     sources: dict[str, SourceSpec]
     recipes: tuple[str, ...]
+    variants: dict[str, Variant] = {}
     k: tuple[float, ...]
     seeds: tuple[int, ...]
-    expansion: int
+    expansion: int = 16
+    d_sae: int | None = None
     heldout: float
     train: ap.TrainConfig
     evaluate_tokens: int
@@ -131,10 +144,24 @@ def content_of(source: ap.StoreSource) -> dict[str, Any]:
     return {key: source.describe()[key] for key in ("fingerprint", "rows", "context", "dtype", "d_in")}
 
 
+def run_of(suite: Suite, name: str, d_in: int, k: float, seed: int) -> ap.RunConfig:
+    """The full config behind a name of the suite."""
+    variant = suite.variants.get(name, Variant(recipe=name))
+    run = ap.recipe(variant.recipe).make(d_in, suite.d_sae or suite.expansion * d_in, k, seed)
+    return ap.RunConfig.parse(merged(run.model_dump(mode="json"), variant.set), name) if variant.set else run
+
+
+def merged(data: Any, changes: Any) -> Any:
+    """``data`` with ``changes`` put in; what is not a group of keys on both sides is replaced whole."""
+    if not (isinstance(data, dict) and isinstance(changes, dict)):
+        return changes
+    return data | {key: merged(data.get(key), value) for key, value in changes.items()}
+
+
 def identify(suite: Suite, name: str, recipe: str, k: float, seed: int, content: dict[str, Any]) -> Job:
     """A row's key and everything that the key stands for (paths as the config writes them)."""
     d_in = int(content["d_in"])
-    run = ap.recipe(recipe).make(d_in, suite.expansion * d_in, k, seed)
+    run = run_of(suite, recipe, d_in, k, seed)
     identity = {
         "source": suite.sources[name].model_dump(mode="json"),
         "content": content,
