@@ -62,14 +62,22 @@ def _nonzero(mask: Tensor) -> Tensor:
 
 
 def row_floor(a: Tensor, k: Tensor) -> Tensor:
-    """For each row a bound [n, 1] >= 0 with at least ``k [n]`` entries above it, if so many are positive.
+    """For each row a bound [n, 1] >= 0 with at least ``k [n]`` entries above it, if so many are positive."""
+    if len(a) == 0 or int(k.max()) == 0:
+        return a.new_full((len(a), 1), torch.inf)
+    kth = kth_bound(a, k)
+    # One step down, so that "strictly above" keeps the k-th entry and its ties.
+    floor = torch.nextafter(kth, kth.new_tensor(-torch.inf)).clamp(min=0)
+    return floor.masked_fill((k <= 0)[:, None], torch.inf)
+
+
+def kth_bound(a: Tensor, k: Tensor) -> Tensor:
+    """For each row an entry [n, 1] that is at most its ``k [n]``-th largest; the largest where ``k <= 0``.
 
     The k-th largest of the maxima of disjoint groups is at most the k-th largest entry.
     """
-    n, d_sae = a.shape
-    k_max = int(k.max()) if n else 0
-    if k_max == 0:
-        return a.new_full((n, 1), torch.inf)
+    d_sae = a.shape[1]
+    k_max = max(int(k.max()), 1)
     span = min(d_sae // (4 * k_max), 64)
     if span >= 4:
         groups = d_sae // span
@@ -77,10 +85,8 @@ def row_floor(a: Tensor, k: Tensor) -> Tensor:
         heads = a[:, : span * groups].unflatten(1, (span, groups)).amax(1)
     else:
         heads = a
-    kth = heads.topk(k_max, dim=1).values.gather(1, (k - 1).clamp(min=0)[:, None])
-    # One step down, so that "strictly above" keeps the k-th entry and its ties.
-    floor = torch.nextafter(kth, kth.new_tensor(-torch.inf)).clamp(min=0)
-    return floor.masked_fill((k <= 0)[:, None], torch.inf)
+    largest: Tensor = heads.topk(k_max, dim=1).values
+    return largest.gather(1, (k - 1).clamp(min=0)[:, None])
 
 
 def rank_in_rows(pairs: Pairs, values: Tensor, n: int) -> Tensor:

@@ -1,0 +1,105 @@
+"""The soft top-k at the pairs that matter: for training, where a code of all entries would not be sparse."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ...errors import InvalidInput
+from ..select import Pairs
+from .fast import checked
+from .threshold import Threshold, find_threshold
+
+
+class SoftPairs(NamedTuple):
+    """The (token, feature) pairs whose weight is worth keeping, and what their gradients need of all others."""
+
+    pairs: Pairs
+    threshold: Threshold
+
+
+def soft_pairs(pre: Tensor, k: Tensor, alpha: Tensor | float, floor: float) -> SoftPairs:
+    """The pairs with affinity ReLU(pre) > 0 and soft top-k weight p >= ``floor``, in canonical order.
+
+    The weights are those of all F affinities of a row, zeros included. At an entry that is left out
+    p < ``floor``, so z = p * affinity loses less than ``floor`` times the affinity there and nothing elsewhere;
+    see ``weights_at`` for the gradients.
+
+    Args:
+        pre: [n, F] pre-activations, finite, float32 or float64; only read.
+        k: [n], real, 0 <= k <= F.
+        alpha: temperature > 0; if ``weights_at`` is to give it a gradient, the tensor that requires it.
+        floor: in (0, 1/2].
+
+    Raises:
+        InvalidInput: ``k``, ``alpha`` or ``floor`` is out of range or NaN.
+    """
+    if not 0 < floor <= 0.5:
+        raise InvalidInput(f"floor = {floor}; give the least weight to keep, above 0 and at most 0.5")
+    temperature, k = checked(pre, k, alpha)
+    pre = pre.detach()
+    moment = isinstance(alpha, Tensor) and alpha.requires_grad
+    found, near = find_threshold(
+        pre, k.detach().double(), temperature, lowest_t=math.log(2 * floor), relu=True, moment=moment
+    )
+    return SoftPairs(near.pairs, found)
+
+
+def weights_at(values: Tensor, k: Tensor, alpha: Tensor | float, soft: SoftPairs) -> Tensor:
+    """The soft top-k weights [nnz] at the pairs of ``soft``, differentiable in ``values``, ``k`` and ``alpha``.
+
+    The sums in the gradients run over all entries of a row; those left out enter as constants. So ``k`` and
+    ``alpha`` get the exact gradient of a loss that reads these weights only, and so does every entry of
+    ``values``. An entry that was left out gets none, where the dense operator gives -(phi / alpha) * dk with dk
+    the gradient of its row's k and phi = p: less than ``floor`` * |dk| / alpha.
+    A loss on the dense weights with gradients g at the entries left out would add to dk at most
+    sum of phi * |g| over them / sum of phi over all, and to ``values`` phi / alpha times that.
+
+    Args:
+        values: [nnz] affinities at ``soft.pairs``: what ``pre`` holds there.
+        k: [n] and alpha: as they were given to ``soft_pairs``.
+    """
+    temperature = float(alpha.detach()) if isinstance(alpha, Tensor) else float(alpha)
+    alpha_graph = alpha if isinstance(alpha, Tensor) else None
+    if alpha_graph is not None and alpha_graph.requires_grad and soft.threshold.mean_t is None:
+        raise InvalidInput("alpha requires a gradient but did not in soft_pairs; give both the same alpha")
+    found, rows = soft.threshold, soft.pairs.rows
+    return _WeightsAt.apply(values, k, alpha_graph, temperature, rows, found)  # type: ignore[no-any-return]
+
+
+class _WeightsAt(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        values: Tensor,
+        k: Tensor,
+        alpha: Tensor | None,
+        temperature: float,
+        rows: Tensor,
+        found: Threshold,
+    ) -> Tensor:
+        t = found.distances(values, rows, temperature)
+        ctx.save_for_backward(k, alpha, rows, t)
+        ctx.temperature, ctx.found = temperature, found
+        half = (-t.abs()).exp() / 2
+        return torch.where(t < 0, half, 1 - half).to(values.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        k, alpha, rows, t = ctx.saved_tensors
+        found: Threshold = ctx.found
+        share = ((found.shift.abs() - found.log_sum)[rows] - t.abs()).exp()
+        weighted = share * grad
+        d_k = t.new_zeros(len(found.pivot)).index_add_(0, rows, weighted)
+        per_row = found.density() / ctx.temperature
+        d_values = per_row[rows] * share * (grad - d_k[rows])
+        d_alpha = None
+        if alpha is not None and ctx.needs_input_grad[2]:
+            assert found.mean_t is not None
+            d_alpha = -(per_row[rows] * weighted * (t - found.mean_t[rows])).sum().to(alpha).view(alpha.shape)
+        return d_values.to(grad.dtype), d_k.to(k.dtype), d_alpha, None, None, None
