@@ -11,7 +11,7 @@ ap.evaluate(sae, source)                  # the measures, on held-out tokens
 
 from importlib.metadata import version
 
-from .activations import LiveSource, Source, StoreSource, TensorSource
+from .activations import LiveSource, Source, StoreSource, SyntheticConfig, SyntheticSource, TensorSource
 from .affinities import Affinities, Pairs
 from .allocators import Allocation, Allocator, AllocatorConfig, code_at
 from .budgets import Budget, BudgetConfig
@@ -52,6 +52,8 @@ __all__ = [
     "SAEConfig",
     "Source",
     "StoreSource",
+    "SyntheticConfig",
+    "SyntheticSource",
     "TensorSource",
     "Trace",
     "TrainConfig",

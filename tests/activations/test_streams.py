@@ -11,7 +11,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apportion.activations import LiveSource, StoreSource, TensorSource, capture_to_store
+from apportion.activations import (
+    LiveSource,
+    StoreSource,
+    SyntheticConfig,
+    SyntheticSource,
+    TensorSource,
+    capture_to_store,
+)
 from apportion.activations.scale import input_scale
 from apportion.code import Code
 from apportion.errors import InvalidConfig, InvalidInput
@@ -31,10 +38,12 @@ def take(stream, n: int) -> list[torch.Tensor]:
     return with_closing
 
 
-@pytest.fixture(params=["store", "tensor", "live"])
+@pytest.fixture(params=["store", "tensor", "live", "synthetic"])
 def any_source(request):
     if request.param == "tensor":
         return numbered(3000, buffer_rows=512)
+    if request.param == "synthetic":
+        return SyntheticSource(SyntheticConfig(d_in=8, n_features=64, n_tokens=3000), buffer_rows=512)
     tiny, documents = request.getfixturevalue("tiny"), request.getfixturevalue("documents")
     if request.param == "live":
         return LiveSource(tiny, LAYER, documents[:60], context=64, buffer_rows=512)

@@ -3,8 +3,8 @@
 In this room:
 
 - the contract: ``source`` (``Source``, ``Stream``, ``Batch``);
-- the sources: ``rows`` (``StoreSource`` over a captured store, ``TensorSource`` over a tensor) and ``live``
-  (``LiveSource``, captured while used);
+- the sources: ``rows`` (``StoreSource`` over a captured store, ``TensorSource`` over a tensor), ``live``
+  (``LiveSource``, captured while used) and ``synthetic`` (``SyntheticSource``, whose dictionary is known);
 - the way into a store: ``texts`` and ``installed`` (documents), ``models``, ``contexts`` (windows of tokens),
   ``items`` (tensors in place of texts), ``capture`` (hooks), ``extract`` (rows), ``plan`` (what goes into
   which shard), ``store`` (the capture itself);
@@ -24,6 +24,7 @@ from .models import LoadedModel, load_model
 from .rows import StoreSource, TensorSource
 from .source import Batch, Source, Stream
 from .store import capture_to_store
+from .synthetic import SyntheticConfig, SyntheticSource
 from .texts import iter_documents, load_documents
 
 __all__ = [
@@ -34,6 +35,8 @@ __all__ = [
     "Source",
     "StoreSource",
     "Stream",
+    "SyntheticConfig",
+    "SyntheticSource",
     "TensorSource",
     "capture_to_store",
     "installed_text",

@@ -6,17 +6,19 @@ measures share is in ``base``.
 
 How to add one: a file here with a ``Metric`` (``update`` for a block, ``result`` for the numbers), a test
 in ``tests/metrics`` against a naive float64 reference, and, if every evaluation should report it, one entry
-in ``apportion.evaluate``. ``downstream`` and ``baselines`` measure other things than a block of codes (the
-logits of a patched model, a linear projection) and so have ``update`` methods and functions of their own
-shape.
+in ``apportion.evaluate``. ``downstream``, ``baselines``, ``correlation`` and ``truth`` measure
+other things than a block of codes (the logits of a patched model, a linear projection, two numbers per token,
+a known dictionary) and so have ``update`` methods and functions of their own shape.
 """
 
 from .base import Codec, Json, Metric, MetricBatch
 from .baselines import Pca, fit_pca, pca_fvu
+from .correlation import spearman
 from .downstream import CausalDownstream, EncoderDownstream
 from .features import FeatureDensity
 from .reconstruction import Reconstruction
 from .sparsity import Sparsity
+from .truth import recovered
 
 __all__ = [
     "CausalDownstream",
@@ -31,4 +33,6 @@ __all__ = [
     "Sparsity",
     "fit_pca",
     "pca_fvu",
+    "recovered",
+    "spearman",
 ]
