@@ -30,7 +30,7 @@ RESULTS = HERE / "results" / "synthetic.jsonl"
 RECIPES, SEEDS = "token_choice,mutual_choice", (0, 1, 2)
 TRUTH = ap.SyntheticConfig(d_in=128, n_features=512, k=16, k_max=64, n_tokens=1_250_000)
 D_SAE, HELD_OUT = 1024, 0.2
-TRAIN = ap.TrainConfig(n_tokens=1_000_000, batch_size=2048)
+TRAIN = ap.TrainConfig(n_tokens=1_000_000, batch_size=512)  # at 2,048, too few steps to find the features
 EVALUATE_TOKENS = 65_536
 
 
