@@ -21,6 +21,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 import apportion as ap
 from apportion.activations import capture_to_store, load_documents, load_model
 from apportion.activations.models import LoadedModel
@@ -45,7 +47,7 @@ class Variant(Config):
     """A recipe with some of its settings replaced; ``set`` mirrors the run's config, key by key."""
 
     recipe: str
-    set: dict[str, Any] = {}
+    set: dict[str, Any] = Field(default_factory=dict)
 
 
 class Suite(Config):
@@ -57,7 +59,7 @@ class Suite(Config):
 
     sources: dict[str, SourceSpec]
     recipes: tuple[str, ...]
-    variants: dict[str, Variant] = {}
+    variants: dict[str, Variant] = Field(default_factory=dict)
     k: tuple[float, ...]
     seeds: tuple[int, ...]
     expansion: int = 16

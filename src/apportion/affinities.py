@@ -8,18 +8,27 @@ is not the rule's business.
 from __future__ import annotations
 
 import abc
+from collections.abc import Callable, Iterator
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from .clock import END, Clock
 from .errors import InvalidInput
+from .ops.contend import first_in_columns, first_of_all
+from .ops.rectified import weigh
 from .ops.select import Pairs, entries_above, select_batch, select_rows
-from .ops.settle import error_band, exact_values, settled_above, settled_rows
+from .ops.select_columns import select_columns
+from .ops.settle import error_band, exact_rows, exact_values, settled_above, settled_rows
+from .ops.soft_top_k import SoftPairs, soft_pairs
 from .trace import Dictionary
 from .world import SOLO, World
 
-__all__ = ["Affinities", "DenseAffinities", "Pairs", "SettledAffinities"]
+__all__ = ["Affinities", "DenseAffinities", "Pairs", "Scope", "SettledAffinities", "Survey"]
+
+Scope = Literal["rank", "global"]
+"""Whose tokens compete: those of this process, or those of all processes."""
 
 
 class Affinities(abc.ABC):
@@ -45,8 +54,30 @@ class Affinities(abc.ABC):
         """The ``k[b]`` largest of every row; ``k [n]`` int64."""
 
     @abc.abstractmethod
-    def top_batch(self, m: int) -> Pairs:
-        """The ``m`` largest of the batch (of this process's rows)."""
+    def top_gained(self, k: Tensor, gain: Tensor) -> Pairs:
+        """The ``k[b]`` largest of every row after each feature is multiplied by ``gain [d_sae]``, at least 0."""
+
+    @abc.abstractmethod
+    def top_batch(self, m: int, scope: Scope = "rank") -> Pairs:
+        """The ``m`` largest of the batch.
+
+        With scope ``global`` of the batch of all processes, which must all ask; each gets its own share.
+        """
+
+    @abc.abstractmethod
+    def top_columns(self, quota: Tensor, scope: Scope = "rank") -> Pairs:
+        """The ``quota[f]`` largest of every feature; ``quota [d_sae]`` int64.
+
+        With scope ``global`` over the rows of all processes, which must all ask; each gets its own share.
+        """
+
+    @abc.abstractmethod
+    def soft_rows(self, k: Tensor, alpha: float, floor: float) -> SoftPairs:
+        """The entries that a soft top ``k [n]`` of every row gives the weight ``floor`` or more."""
+
+    @abc.abstractmethod
+    def weigh(self, weight: Tensor) -> Tensor:
+        """[n]: every token's affinities times ``weight [d_sae]``, summed; differentiable in ``weight`` alone."""
 
     @abc.abstractmethod
     def above(self, theta: Tensor | float) -> Pairs:
@@ -73,9 +104,17 @@ class Affinities(abc.ABC):
             features: [g] int64, ascending; they keep their numbers, all others are never chosen.
         """
 
+    def precise(self, rows: Tensor) -> Affinities | None:
+        """The rows, numbered from 0, in float64; None where answers need not be independent of the batch."""
+        return None
+
     @abc.abstractmethod
     def dense(self) -> Tensor:
         """[n, d_sae] affinities, differentiable: for reference rules and tests, at the dense price."""
+
+
+Survey = Callable[[], Iterator[tuple[Affinities, Tensor]]]
+"""Each call runs once over the calibration tokens and yields (affinities, x) per block."""
 
 
 class DenseAffinities(Affinities):
@@ -108,8 +147,28 @@ class DenseAffinities(Affinities):
     def top_rows(self, k: Tensor) -> Pairs:
         return self._named(select_rows(self._pre, k))
 
-    def top_batch(self, m: int) -> Pairs:
-        return self._named(select_batch(self._pre, m))
+    def top_gained(self, k: Tensor, gain: Tensor) -> Pairs:
+        return self._named(select_rows(self._pre * self._columns(gain), k))
+
+    def top_batch(self, m: int, scope: Scope = "rank") -> Pairs:
+        local = select_batch(self._pre, m)
+        if scope == "global" and self.world.size > 1:
+            local = local.take(first_of_all(self._pre[local.rows, local.features], m, self.world))
+        return self._named(local)
+
+    def top_columns(self, quota: Tensor, scope: Scope = "rank") -> Pairs:
+        quota = quota if self._features is None else quota[self._features]
+        local = select_columns(self._pre, quota)
+        if scope == "global" and self.world.size > 1:
+            values = self._pre[local.rows, local.features]
+            local = local.take(first_in_columns(values, local.features, quota, self.world))
+        return self._named(local)
+
+    def soft_rows(self, k: Tensor, alpha: float, floor: float) -> SoftPairs:
+        return soft_pairs(self._pre, k, alpha, floor)
+
+    def weigh(self, weight: Tensor) -> Tensor:
+        return weigh(self._pre, weight)
 
     def above(self, theta: Tensor | float) -> Pairs:
         return self._named(entries_above(self._pre, self._columns(theta).clamp(min=0)))
@@ -175,6 +234,12 @@ class SettledAffinities(DenseAffinities):
     def above(self, theta: Tensor | float) -> Pairs:
         theta = self._columns(theta).clamp(min=0)
         return self._named(settled_above(self._pre, theta, self._band(), self._exact))
+
+    def precise(self, rows: Tensor) -> DenseAffinities:
+        centred = self._centred[rows].double()
+        pre = exact_rows(centred, self._dictionary.weight, self._dictionary.b_enc)
+        x = self._x[rows].double()
+        return DenseAffinities(x, centred, pre, self._dictionary, clock=self.clock, world=self.world)
 
     def _values(self, rows: Tensor, columns: Tensor) -> Tensor:
         # What was chosen is positive in float64; its float32 product may have been rounded below zero.

@@ -104,12 +104,13 @@ class SAE(nn.Module):
 
     @torch.no_grad()
     def initialise(self, b_dec: Tensor, generator: torch.Generator) -> None:
-        """Random unit directions, encoder their transpose, biases zero but ``b_dec [d_in]``."""
+        """Random unit directions, encoder their transpose, biases zero but ``b_dec [d_in]``; the rule follows."""
         self.W_dec.normal_(generator=generator)
         self.W_dec.div_(torch.linalg.vector_norm(self.W_dec, dim=1, keepdim=True))
         self.encoder.weight.copy_(self.W_dec)
         self.encoder.bias.zero_()
         self.b_dec.copy_(b_dec)
+        self.allocator.initialise(self.dictionary(), generator)
 
     def dictionary(self, *, accumulate: bool = False) -> Dictionary:
         """Encoder and decoder parameters as losses and rules see them."""

@@ -17,6 +17,11 @@ class Schedule(Kind, abc.ABC):
     @abc.abstractmethod
     def __call__(self, clock: Clock) -> float: ...
 
+    @property
+    def n_steps(self) -> int:
+        """Steps that a run must have for the schedule to reach its end."""
+        return 1
+
 
 class Constant(Schedule):
     """The same number always."""
@@ -46,6 +51,22 @@ class Linear(Schedule):
     def __call__(self, clock: Clock) -> float:
         share = (clock.progress - self.begin) / (self.until - self.begin)
         return self.start + (self.end - self.start) * min(max(share, 0.0), 1.0)
+
+
+class LinearSteps(Schedule):
+    """``start``, then a straight line to ``end`` over ``steps`` steps of the run, whatever its length."""
+
+    kind: Literal["linear_steps"] = "linear_steps"
+    start: float
+    end: float
+    steps: int = Field(gt=0)
+
+    @property
+    def n_steps(self) -> int:
+        return self.steps
+
+    def __call__(self, clock: Clock) -> float:
+        return self.start + (self.end - self.start) * min(clock.step / self.steps, 1.0)
 
 
 class WarmupDecay(Schedule):

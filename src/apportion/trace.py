@@ -44,6 +44,10 @@ class Dictionary:
     def d_sae(self) -> int:
         return self.weight.shape[0]
 
+    def parameters(self) -> list[Tensor]:
+        """What gradients reach."""
+        return [self.weight, self.b_enc, self.W_dec, self.b_dec]
+
     def decode(self, code: Code, *, bias: bool = True) -> Tensor:
         """[n, d_in]: the weighted sum of directions, plus ``b_dec`` unless ``bias`` is false."""
         into = self.W_dec.grad if self.accumulate else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -27,6 +28,19 @@ class World:
         total = tensor.clone()
         dist.all_reduce(total)
         return total
+
+    def gather(self, tensor: Tensor) -> list[Tensor]:
+        """``tensor [m]`` of every process, by rank; m may differ between them."""
+        if self.size == 1:
+            return [tensor]
+        mine = torch.tensor([len(tensor)], device=tensor.device)
+        lengths = [torch.zeros_like(mine) for _ in range(self.size)]
+        dist.all_gather(lengths, mine)
+        padded = tensor.new_zeros(max(int(length) for length in lengths))
+        padded[: len(tensor)] = tensor
+        parts = [torch.empty_like(padded) for _ in range(self.size)]
+        dist.all_gather(parts, padded)
+        return [part[: int(length)] for part, length in zip(parts, lengths, strict=True)]
 
 
 SOLO = World()

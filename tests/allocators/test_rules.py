@@ -108,4 +108,4 @@ def test_constant_budget_solves_to_the_nearest_whole_number():
     budget = make_sae(TokenChoiceConfig.for_k(3)).allocator.budget
     sae, x = make_sae(TokenChoiceConfig.for_k(3)), inputs(4)
     assert budget(sae.trace(x).pre, x, END).tolist() == [3.0] * 4
-    assert budget.solve(6.6)(sae.trace(x).pre, x, END).tolist() == [7.0] * 4
+    assert budget.solve(lambda: iter([]), 6.6)(sae.trace(x).pre, x, END).tolist() == [7.0] * 4

@@ -6,7 +6,10 @@ file in this folder registers itself and ``tests/test_laws.py`` runs over it; no
 
 from .._folder import import_siblings
 from .base import Allocation, Allocator, AllocatorConfig, code_at
+from .feature_choice import FeatureChoice, FeatureChoiceConfig
+from .feature_threshold import FeatureThreshold, FeatureThresholdConfig
 from .mutual_choice import MutualChoice, MutualChoiceConfig
+from .soft_top_k import SoftTopK, SoftTopKConfig
 from .threshold import Threshold, ThresholdConfig
 from .token_choice import TokenChoice, TokenChoiceConfig
 
@@ -14,8 +17,14 @@ __all__ = [
     "Allocation",
     "Allocator",
     "AllocatorConfig",
+    "FeatureChoice",
+    "FeatureChoiceConfig",
+    "FeatureThreshold",
+    "FeatureThresholdConfig",
     "MutualChoice",
     "MutualChoiceConfig",
+    "SoftTopK",
+    "SoftTopKConfig",
     "Threshold",
     "ThresholdConfig",
     "TokenChoice",

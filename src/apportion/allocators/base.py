@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from ..affinities import Affinities, Pairs
+from ..affinities import Affinities, Pairs, Survey
+from ..budgets.base import rounded
 from ..clock import END, Clock
 from ..code import Code
 from ..config import Kind
@@ -45,7 +46,8 @@ class AllocatorConfig(Kind, abc.ABC):
 
 
 class Allocation(NamedTuple):
-    """The code, and what the rule has to say about it (named tensors for the log)."""
+    """The code, and what the rule has to say about it: named tensors for the log, for its own terms, and, under
+    ``k`` ([n], real), what each token was allotted if the rule allots by token."""
 
     code: Code
     notes: Mapping[str, Tensor] = {}
@@ -72,10 +74,6 @@ class Calibration:
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
-Survey = Callable[[], Iterator[tuple[Affinities, Tensor]]]
-"""Each call runs once over the calibration tokens and yields (affinities, x) per block."""
-
-
 class Allocator(nn.Module, abc.ABC):
     """Affinities in, code out.
 
@@ -91,6 +89,9 @@ class Allocator(nn.Module, abc.ABC):
     couples_rows: ClassVar[bool]
     hard_budget: ClassVar[bool]
     config: AllocatorConfig
+
+    def initialise(self, dictionary: Dictionary, generator: torch.Generator) -> None:
+        """Start from the dictionary as it starts; random numbers come from ``generator``."""
 
     @abc.abstractmethod
     def forward(self, pre: Affinities, x: Tensor, clock: Clock = END) -> Allocation:
@@ -128,11 +129,12 @@ def measured(allocator: Allocator, survey: Survey, k: float) -> Calibration:
     """What ``allocator``, as it is, spends on the survey."""
     spent = tokens = short = 0
     for pre, x in survey():
-        code, _ = allocator(pre, x)
+        code, notes = allocator(pre, x)
         counts = code.counts()
         tokens, spent = tokens + pre.n, spent + int(counts.sum())
-        # A token that got fewer than the budget was short only if it has no positive affinity left.
-        poor = (counts < k).nonzero().squeeze(1)
+        allotted = rounded(notes["k"], pre.d_sae) if "k" in notes else k
+        # A token that got fewer than it was allotted was short only if it has no positive affinity left.
+        poor = (counts < allotted).nonzero().squeeze(1)
         if len(poor):
             everything = torch.bincount(pre.above(0.0).rows, minlength=pre.n)
             short += int((everything[poor] <= counts[poor]).sum())

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..affinities import Affinities
+from ..affinities import Affinities, Scope
 from ..clock import END, Clock
 from ..firing import Firing
 from ..trace import Dictionary, Trace
@@ -24,11 +24,13 @@ class MutualChoiceConfig(AllocatorConfig):
     Attributes:
         k: mean features per token, any positive number.
         memory: share of the running threshold kept at each step.
+        scope: whose tokens share a budget, those of this process or of all.
     """
 
     kind: Literal["mutual_choice"] = "mutual_choice"
     k: float = Field(gt=0)
     memory: float = Field(default=0.99, ge=0, lt=1)
+    scope: Scope = "rank"
 
     @property
     def mean_k(self) -> float:
@@ -64,8 +66,9 @@ class MutualChoice(Allocator):
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
 
     def forward(self, pre: Affinities, x: Tensor, clock: Clock = END) -> Allocation:
-        budget = int(self.config.k * pre.n + 1e-6)  # never over, whatever k is
-        return Allocation(code_at(pre, pre.top_batch(budget)))
+        n = pre.n * (pre.world.size if self.config.scope == "global" else 1)
+        budget = int(self.config.k * n + 1e-6)  # never over, whatever k is
+        return Allocation(code_at(pre, pre.top_batch(budget, self.config.scope)))
 
     @torch.no_grad()
     def observe(self, trace: Trace, dictionary: Dictionary, firing: Firing, world: World = SOLO) -> None:

@@ -8,10 +8,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..affinities import Affinities
+from ..affinities import Affinities, Survey
 from ..clock import END, Clock
 from ..errors import InvalidInput
-from .base import Allocation, Allocator, AllocatorConfig, Calibration, Survey, code_at, measured
+from .base import Allocation, Allocator, AllocatorConfig, Calibration, code_at, measured
 
 
 class ThresholdConfig(AllocatorConfig):

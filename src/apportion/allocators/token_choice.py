@@ -7,11 +7,18 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..affinities import Affinities
-from ..budgets import BudgetConfig, ConstantConfig
+from ..affinities import Affinities, Survey
+from ..budgets import Budget, BudgetConfig, ConstantConfig
+from ..budgets.base import rounded
 from ..clock import END, Clock
 from ..config import Open
-from .base import Allocation, Allocator, AllocatorConfig, code_at
+from ..firing import Firing
+from ..trace import Dictionary, Trace
+from ..world import SOLO, World
+from .base import Allocation, Allocator, AllocatorConfig, Calibration, code_at, measured
+
+_UNDECIDED = 0.01
+"""How close to a half a real k is computed again in float64; float32 errs by less than a hundredth of it."""
 
 
 class TokenChoiceConfig(AllocatorConfig):
@@ -45,17 +52,44 @@ class TokenChoice(Allocator):
         self.d_in, self.d_sae = d_in, d_sae
         self.budget = config.budget.build(d_in=d_in, d_sae=d_sae)
 
+    def initialise(self, dictionary: Dictionary, generator: torch.Generator) -> None:
+        self.budget.initialise(dictionary, generator)
+
     def forward(self, pre: Affinities, x: Tensor, clock: Clock = END) -> Allocation:
-        k = self.budget(pre, x, clock).detach()
-        # In float64: neither a large k nor a narrow default dtype may change what it rounds to.
-        whole = k.double().nan_to_num(nan=0.0).clamp(0, pre.d_sae).round().to(torch.int64)
-        pairs = pre.top_rows(whole)
-        return Allocation(code_at(pre, pairs))
+        k = self.budget(pre, x, clock)
+        pairs = pre.top_rows(self._whole(k, pre, x, clock))
+        return Allocation(code_at(pre, pairs), {"k": k})
+
+    def terms(self, trace: Trace, dictionary: Dictionary) -> dict[str, Tensor]:
+        return self.budget.terms(trace, dictionary)
+
+    def observe(self, trace: Trace, dictionary: Dictionary, firing: Firing, world: World = SOLO) -> None:
+        self.budget.observe(trace, dictionary, firing, world)
 
     def freeze(self) -> TokenChoice:
         frozen = TokenChoice(self.config, d_in=self.d_in, d_sae=self.d_sae)
         frozen.load_state_dict(self.state_dict())
         return frozen
 
+    def calibrate(self, survey: Survey, k: float) -> Calibration:
+        """The budget shifted so that its mean, rounded, is ``k`` on the survey."""
+        return measured(self.with_budget(self.budget.solve(survey, k)), survey, k)
+
     def fold(self, scale: float) -> None:
         self.budget.fold(scale)
+
+    def with_budget(self, budget: Budget) -> TokenChoice:
+        """The same rule with another budget."""
+        config = self.config.model_copy(update={"budget": budget.config})
+        other = TokenChoice(config, d_in=self.d_in, d_sae=self.d_sae)
+        other.budget = budget
+        return other
+
+    def _whole(self, k: Tensor, pre: Affinities, x: Tensor, clock: Clock) -> Tensor:
+        """[n] int64. Where rounding errors could tip the scale, and the batch must not, k is computed anew."""
+        k = k.detach().double()
+        near = ((k.frac() - 0.5).abs() < _UNDECIDED).nonzero().squeeze(1)
+        finer = pre.precise(near) if len(near) else None
+        if finer is not None:
+            k[near] = self.budget(finer, x[near].double(), clock).detach()
+        return rounded(k, pre.d_sae)

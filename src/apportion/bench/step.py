@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ..clock import Clock
 from ..errors import InvalidConfig
-from ..objectives import AuxKConfig, ReconstructionConfig
-from ..recipes import find_recipe
+from ..objectives import ReconstructionConfig
+from ..recipes import adjusted, find_recipe
 from ..spans import listening
 from ..training import Run, RunConfig, train_step
 
@@ -42,12 +42,14 @@ def bench_step(
     parts: bool = False,
     memory: bool = False,
     aux_dead: float = 0.05,
+    settings: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
     """Time steps of each recipe, and the product ``x @ W_enc + b_enc``, interleaved.
 
     Inputs are Gaussian. A step is everything: forward, backward, projection, clipping, Adam, renormalisation,
-    ``observe`` and firing counts. Each recipe has a second row ``RECIPE+aux_k`` with the share ``aux_dead`` of
-    its features dead.
+    ``observe`` and firing counts. The first row of a recipe is without auxiliary losses; where it has one there
+    is a second, ``RECIPE+LOSS``, with densities on a Zipf curve and the share ``aux_dead`` of the features dead.
+    ``settings`` change a recipe, as ``RECIPE.FIELD=VALUE``.
 
     Returns:
         A row per recipe: ``recipe, step_s, product_s, ratio, tokens_per_s``; ``product_spread`` and ``noisy``
@@ -61,9 +63,11 @@ def bench_step(
     x = torch.randn(batch, d_in, generator=torch.Generator().manual_seed(12_345))  # no direction's own stream
     runs = {}
     for name in recipes:
-        config = find_recipe(name).make(d_in, d_sae, k, 0)
+        config = adjusted(find_recipe(name).make(d_in, d_sae, k, 0), name, settings, recipes)
         runs[name] = _prepared(config, x, dead=0.0)
-        runs[f"{name}+aux_k"] = _prepared(config, x, dead=aux_dead)
+        extra = [o.build().name for o in config.objectives if not isinstance(o, ReconstructionConfig)]
+        if extra:
+            runs["+".join([name, *extra])] = _prepared(config, x, dead=aux_dead)
     products = _products(x, d_sae)
     times: dict[str, list[float]] = {name: [] for name in (*products, *runs)}
     for round_number in range(rounds + 2):
@@ -100,26 +104,29 @@ def _row(
     row["noisy"] = row["product_spread"] > NOISE
     if parts:
         row["parts"] = timed_parts(run, x, step)
-    if memory and not name.endswith("+aux_k"):
+    if memory and "+" not in name:
         row["peak_over_affinities"] = peak_memory(run.config, batch)
     return row
 
 
 def _prepared(config: RunConfig, x: Tensor, dead: float) -> Run:
-    """A run a step or so in, with a share of its features dead; aux-k only where something is."""
-    objectives = (ReconstructionConfig(), *([AuxKConfig()] if dead else []))
+    """A run a step or so in, with a share of its features dead; auxiliary losses only where something is."""
+    objectives = config.objectives if dead else (ReconstructionConfig(),)
     # No feature crosses this age by itself; those that are to be dead are put beyond it before every step.
     run = Run(config.model_copy(update={"objectives": objectives, "dead_after": _OLD}), x.mean(0))
     run.firing.age[: round(dead * config.sae.d_sae)] = _OLD
+    run.firing.density.copy_(1 / torch.arange(10, config.sae.d_sae + 10).flip(0))
+    run.firing.density.mul_(run.sae.k / run.firing.density.sum()).masked_fill_(run.firing.dead(), 0)
     return run
 
 
 def _one_step(run: Run, x: Tensor) -> float:
     """Seconds of a step with the same features dead as before it, whether or not it makes them fire."""
-    dead = run.firing.dead()
+    dead, density = run.firing.dead(), run.firing.density.clone()
     seconds, result = _timed(lambda: train_step(run, x, _CLOCK))
-    assert ("aux_k" in result.losses) == bool(dead.any())
+    assert (len(run.objectives) > 1) == bool(dead.any()) and len(result.losses) >= len(run.objectives)
     run.firing.age.masked_fill_(dead, _OLD)
+    run.firing.density.copy_(density)
     return seconds
 
 

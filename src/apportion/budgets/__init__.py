@@ -7,7 +7,8 @@ file in this folder registers itself; nothing else is edited.
 from .._folder import import_siblings
 from .base import Budget, BudgetConfig
 from .constant import Constant, ConstantConfig
+from .learned import Learned, LearnedConfig
 
-__all__ = ["Budget", "BudgetConfig", "Constant", "ConstantConfig"]
+__all__ = ["Budget", "BudgetConfig", "Constant", "ConstantConfig", "Learned", "LearnedConfig"]
 
 import_siblings(__name__, __path__)

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from ..affinities import Affinities
+from ..affinities import Affinities, Survey
 from ..clock import END, Clock
 from ..config import Kind
+from ..errors import InvalidInput
+from ..firing import Firing
+from ..trace import Dictionary, Trace
+from ..world import SOLO, World
 
 
 class BudgetConfig(Kind, abc.ABC):
@@ -25,18 +31,63 @@ class BudgetConfig(Kind, abc.ABC):
 
 
 class Budget(nn.Module, abc.ABC):
-    """Gives every token its real-valued k; the rule that uses it rounds."""
+    """Gives every token its real-valued k; the rule that uses it rounds.
+
+    The rule passes on what it is told itself: losses, what training steps teach, calibration, the input scale.
+    """
+
+    config: BudgetConfig
+
+    def initialise(self, dictionary: Dictionary, generator: torch.Generator) -> None:
+        """Start from the dictionary as it starts; random numbers come from ``generator``."""
 
     @abc.abstractmethod
     def forward(self, pre: Affinities, x: Tensor, clock: Clock = END) -> Tensor:
-        """[n] float32, at least 0. ``x [n, d_in]`` is the scaled input."""
+        """[n] in the type of ``x`` or wider, at least 0, differentiable in the budget's own parameters.
+
+        ``x [n, d_in]`` is the scaled input; given in float64, k is computed in float64.
+        """
+
+    def terms(self, trace: Trace, dictionary: Dictionary) -> dict[str, Tensor]:
+        """Losses, already weighted, that this budget is trained by; ``trace.notes["k"]`` is what it gave."""
+        return {}
+
+    def observe(self, trace: Trace, dictionary: Dictionary, firing: Firing, world: World = SOLO) -> None:
+        """Learn from a finished training step, into buffers."""
 
     @abc.abstractmethod
-    def solve(self, k: float) -> Budget:
-        """The same budget with its offset shifted so that the mean meets ``k``."""
+    def solve(self, survey: Survey, k: float) -> Budget:
+        """A copy, shifted so that its mean over the survey's tokens, rounded, meets ``k``."""
 
     def fold(self, scale: float) -> None:
         """Take over the input scale: from now on inputs are the raw ones, ``scale`` times smaller."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
         return super().__call__(*args, **kwargs)  # type: ignore[no-any-return]
+
+
+def meet(k: float, allotted: Callable[[float], Tensor], low: float, high: float) -> float:
+    """The offset at which the mean of ``allotted(offset)``, which rises with it, is nearest to ``k``.
+
+    Raises:
+        InvalidInput: the mean does not pass ``k`` between ``low`` and ``high``.
+    """
+    means = [float(allotted(offset).double().mean()) for offset in (low, high)]
+    if not means[0] <= k <= means[1]:
+        raise InvalidInput(
+            f"no offset gives these tokens {k:g} features on average, only {means[0]:g} to {means[1]:g}; "
+            "change k or the bounds of the budget"
+        )
+    for _ in range(80):  # down to neighbouring float64 numbers
+        middle = (low + high) / 2
+        if float(allotted(middle).double().mean()) < k:
+            low = middle
+        else:
+            high = middle
+    return min(low, high, key=lambda offset: abs(float(allotted(offset).double().mean()) - k))
+
+
+def rounded(k: Tensor, most: int) -> Tensor:
+    """[n] int64: whole numbers of features from real ones, within [0, ``most``]; NaN gives 0."""
+    # In float64: neither a large k nor a narrow default dtype may change what it rounds to.
+    return k.detach().double().nan_to_num(nan=0.0).clamp(0, most).round().to(torch.int64)

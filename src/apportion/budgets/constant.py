@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..affinities import Affinities
+from ..affinities import Affinities, Survey
 from ..clock import END, Clock
 from .base import Budget, BudgetConfig
 
@@ -30,6 +30,8 @@ class ConstantConfig(BudgetConfig):
 class Constant(Budget):
     """k features for every token."""
 
+    config: ConstantConfig
+
     def __init__(self, config: ConstantConfig) -> None:
         super().__init__()
         self.config = config
@@ -37,5 +39,5 @@ class Constant(Budget):
     def forward(self, pre: Affinities, x: Tensor, clock: Clock = END) -> Tensor:
         return torch.full((pre.n,), float(self.config.k), dtype=torch.float32, device=x.device)
 
-    def solve(self, k: float) -> Constant:
+    def solve(self, survey: Survey, k: float) -> Constant:
         return Constant(ConstantConfig(k=round(k)))

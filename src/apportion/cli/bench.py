@@ -30,6 +30,8 @@ class Bench:
     """Tokens per step."""
     rounds: int = 15
     """Interleaved rounds that medians are taken over."""
+    set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """A recipe's field, such as soft_sae.allocator.budget.estimator=linear (repeatable)."""
     parts: bool = False
     """Also the parts of a step."""
     memory: bool = False
@@ -53,6 +55,7 @@ class Bench:
             rounds=self.rounds,
             parts=self.parts,
             memory=self.memory,
+            settings=self.set,
         )
         if rows[0]["noisy"]:
             say(f"the product itself varied by {rows[0]['product_spread']:.0%}; repeat on a quiet machine")

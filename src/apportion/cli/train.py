@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ import tyro
 
 from ..activations import StoreSource
 from ..errors import InvalidConfig
-from ..recipes import find_recipe
+from ..recipes import Published, adjusted, find_recipe
 from ..training import RunConfig, TrainConfig, train
 from .output import import_plugins, integers_in, names_in, numbers_in, on_terminal, show
 
@@ -36,18 +35,20 @@ class Train:
     """Seeds of the initial weights, separated by commas; the first also orders the rows."""
     module: str | None = None
     """Module to train on, where the store holds several."""
-    expansion: float = 16
-    """d_sae as a multiple of the activations' width."""
+    paper: str | None = None
+    """Published settings in place of the package's, by name (soft_sae: llm, clip); other options change them."""
+    expansion: float | None = None
+    """d_sae as a multiple of the activations' width; 16 unless --paper says otherwise."""
     d_sae: int | None = None
     """Number of features, instead of --expansion."""
-    tokens: int = 1_000_000
-    """Training tokens; whole batches of them are used."""
-    batch: int = 2048
-    """Tokens per step."""
+    tokens: int | None = None
+    """Training tokens, of which whole batches are used; 1,000,000 unless --paper says otherwise."""
+    batch: int | None = None
+    """Tokens per step; 2,048 unless --paper says otherwise."""
     lr: float | None = None
     """Peak learning rate; 0.003 unless the recipe says otherwise."""
-    precision: Literal["float32", "bf16"] = "float32"
-    """Of the encoder's product."""
+    precision: Literal["float32", "bf16"] | None = None
+    """Of the encoder's product; float32 unless the recipe says otherwise."""
     heldout: float = 0.2
     """Share of documents held out, half to calibrate and half to evaluate on."""
     calibrate_tokens: int | None = None
@@ -68,15 +69,7 @@ class Train:
     def run(self) -> int:
         import_plugins(self.plugin)
         source = StoreSource(self.store, self.module, heldout=self.heldout)
-        settings = TrainConfig.parse(
-            {
-                "n_tokens": self.tokens,
-                "batch_size": self.batch,
-                "seed": integers_in(self.seed, "--seed")[0],
-                "calibrate_tokens": self.calibrate_tokens,
-            },
-            "train",
-        )
+        settings = self._settings()
         saes = train(
             self._configs(source.d_in),
             source,
@@ -90,53 +83,57 @@ class Train:
         show([summary(name, sae.k, self.out, sae.metadata) for name, sae in saes.items()], self.json)
         return 0
 
+    def _settings(self) -> TrainConfig:
+        given = {"n_tokens": self.tokens, "batch_size": self.batch, "calibrate_tokens": self.calibrate_tokens}
+        streams = [published.train for published in self._published().values()] or [TrainConfig()]
+        if any(stream != streams[0] for stream in streams) and None in (self.tokens, self.batch):
+            raise InvalidConfig(
+                f"the recipes {self.recipe} were published with different streams; give --tokens and --batch"
+            )
+        settings = streams[0].model_dump() | {key: value for key, value in given.items() if value is not None}
+        return TrainConfig.parse(settings | {"seed": integers_in(self.seed, "--seed")[0]}, "train")
+
+    def _published(self) -> dict[str, Published]:
+        """What ``--paper`` stands for, by recipe; nothing without it."""
+        if self.paper is None:
+            return {}
+        return {name: find_recipe(name).published(self.paper) for name in names_in(self.recipe, "--recipe")}
+
     def _configs(self, d_in: int) -> dict[str, RunConfig]:
-        if not math.isfinite(self.expansion):
+        if self.expansion is not None and not math.isfinite(self.expansion):
             raise InvalidConfig(f"--expansion = {self.expansion} is not finite; give a factor such as 16")
         if self.lr is not None and not 0 < self.lr < math.inf:
             raise InvalidConfig(f"--lr = {self.lr} is not a positive number; give a rate such as 0.001")
-        d_sae = self.d_sae if self.d_sae is not None else round(self.expansion * d_in)
+        published = self._published()
         seeds = integers_in(self.seed, "--seed")
         configs = {}
         for recipe in names_in(self.recipe, "--recipe"):
+            paper = published.get(recipe)
+            d_sae = self._d_sae(d_in, paper)
+            make = paper.make if paper else find_recipe(recipe).make
             for k in numbers_in(self.k, "--k"):
                 for seed in seeds:
-                    config = find_recipe(recipe).make(d_in, d_sae, k, seed)
+                    config = make(d_in, d_sae, k, seed)
                     name = f"{recipe}-k{k:g}" + (f"-s{seed}" if len(seeds) > 1 else "")
                     configs[name] = self._adjusted(config, recipe)
         return configs
 
+    def _d_sae(self, d_in: int, paper: Published | None) -> int:
+        if self.d_sae is not None:
+            return self.d_sae
+        if paper is not None and self.expansion is None:
+            return paper.d_sae
+        return round((16 if self.expansion is None else self.expansion) * d_in)
+
     def _adjusted(self, config: RunConfig, recipe: str) -> RunConfig:
         """The config with ``--lr``, ``--precision`` and ``--set`` put in, validated as a whole."""
         data: dict[str, Any] = config.model_dump(mode="json")
-        data["precision"] = self.precision
+        if self.precision is not None:
+            data["precision"] = self.precision
         if self.lr is not None:
             data["lr"]["peak"] = self.lr
-        for setting in self.set:
-            path, equals, value = setting.partition("=")
-            head, _, rest = path.strip().partition(".")
-            if not equals or not rest:
-                raise InvalidConfig(f"--set {setting!r} is not of the form RECIPE.FIELD=VALUE")
-            if head == recipe:
-                _assign(data, rest, value, setting)
-            elif head not in names_in(self.recipe, "--recipe"):
-                raise InvalidConfig(f"--set {setting!r} names {head!r}, which is not in --recipe {self.recipe}")
-        return RunConfig.parse(data, f"recipe {recipe}")
-
-
-def _assign(data: dict[str, Any], path: str, value: str, setting: str) -> None:
-    """Put a value at a dotted path; ``allocator`` is short for ``sae.allocator``."""
-    keys = path.split(".")
-    if keys[0] == "allocator":
-        keys.insert(0, "sae")
-    for key in keys[:-1]:
-        data = data.get(key) if isinstance(data, dict) else None  # type: ignore[assignment]
-    if not isinstance(data, dict):
-        raise InvalidConfig(f"--set {setting!r}: there is no group '{'.'.join(keys[:-1])}' in that recipe")
-    try:
-        data[keys[-1]] = json.loads(value)
-    except ValueError:
-        data[keys[-1]] = value
+        config = RunConfig.parse(data, f"recipe {recipe}")
+        return adjusted(config, recipe, self.set, names_in(self.recipe, "--recipe"))
 
 
 def summary(name: str, k: float, out: str | Path, metadata: dict[str, Any]) -> dict[str, Any]:

@@ -6,9 +6,19 @@ file in this folder registers itself; nothing else is edited.
 
 from .._folder import import_siblings
 from .aux_k import AuxK, AuxKConfig
+from .aux_zipf import AuxZipf, AuxZipfConfig
 from .base import Objective, ObjectiveConfig
 from .reconstruction import Reconstruction, ReconstructionConfig
 
-__all__ = ["AuxK", "AuxKConfig", "Objective", "ObjectiveConfig", "Reconstruction", "ReconstructionConfig"]
+__all__ = [
+    "AuxK",
+    "AuxKConfig",
+    "AuxZipf",
+    "AuxZipfConfig",
+    "Objective",
+    "ObjectiveConfig",
+    "Reconstruction",
+    "ReconstructionConfig",
+]
 
 import_siblings(__name__, __path__)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..code import Code
 from ..firing import Firing
 from ..trace import Dictionary, Trace
 from .base import Objective, ObjectiveConfig
+from .residual import unexplained
 
 
 class AuxKConfig(ObjectiveConfig):
@@ -45,19 +44,6 @@ class AuxK(Objective):
         self.config = config
 
     def __call__(self, trace: Trace, dictionary: Dictionary, firing: Firing) -> Tensor | None:
-        dead = firing.dead().nonzero().squeeze(1)
-        if len(dead) == 0:
-            return None
-        # Batches are shuffled, so that evenly spaced rows are a fair share.
-        n_rows = max(round(self.config.rows * trace.pre.n), 1)
-        rows = torch.arange(n_rows, device=trace.x.device) * trace.pre.n // n_rows
-        residual = (trace.x - trace.x_hat).detach()[rows]
-        spread = (residual - residual.mean(0)).square().sum(1).mean()
-        if not spread > 0:
-            return None
-        k_aux = min(self.config.k_aux or max(dictionary.d_in // 2, 1), len(dead))
-        pre = trace.pre.narrow(rows, dead)
-        pairs = pre.top_rows(torch.full((pre.n,), k_aux, device=rows.device))
-        code = Code.from_pairs(pairs.rows, pairs.features, pre.at(pairs), pre.n, pre.d_sae)
-        explained = dictionary.decode(code, bias=False)
-        return self.config.weight * (residual - explained).square().sum(1).mean() / spread
+        dead = firing.dead().to(trace.x.dtype)
+        loss = unexplained(trace, dictionary, dead, self.config.k_aux, self.config.rows)
+        return None if loss is None else self.config.weight * loss

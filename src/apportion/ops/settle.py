@@ -19,6 +19,7 @@ Exact = Callable[[Pairs], Tensor]
 """Float64 pre-activations [nnz] of the pairs."""
 
 _PAIRS_AT_ONCE = 1 << 14
+_ROWS_AT_ONCE = 1 << 12
 
 
 def error_band(centred: Tensor, weight: Tensor, b_enc: Tensor) -> Tensor:
@@ -40,10 +41,20 @@ def exact_values(centred: Tensor, weight: Tensor, b_enc: Tensor, pairs: Pairs) -
     return torch.cat(parts) if parts else centred.new_zeros(0, dtype=torch.float64)
 
 
+def exact_rows(centred: Tensor, weight: Tensor, b_enc: Tensor) -> Tensor:
+    """All pre-activations [n, d_sae] of ``centred [n, d_in]`` in float64."""
+    parts = [
+        torch.addmm(bias.double(), centred.double(), part.double().T)
+        for part, bias in zip(weight.split(_ROWS_AT_ONCE), b_enc.split(_ROWS_AT_ONCE), strict=True)
+    ]
+    return torch.cat(parts, dim=1)
+
+
 def settled_above(a: Tensor, theta: Tensor, band: Tensor, exact: Exact) -> Pairs:
     """Entries of ``a [n, d_sae]`` truly above ``theta`` ([] or [d_sae], at least 0); ``band [n, 1]``."""
     # With a threshold per feature, one band for all rows keeps the floor a vector.
-    pairs = entries_above(a, theta - (band if theta.ndim == 0 else band.max()))
+    widest = band.amax() if len(band) else theta.new_zeros(())
+    pairs = entries_above(a, theta - (band if theta.ndim == 0 else widest))
     values = a[pairs.rows, pairs.features].double()
     bound = theta.double().expand(a.shape[1])[pairs.features]
     doubtful = values <= bound + band.double()[pairs.rows, 0]

@@ -114,12 +114,11 @@ def _robust_lines(x: Tensor, y: Tensor, trust: Tensor, weight: Tensor) -> tuple[
     return top, s, wide.log() @ trust, weight
 
 
-def project_quotas(wanted: Tensor, total: float, most: float) -> Tensor:
+def project_quotas(wanted: Tensor, total: float, most: float, *, least: float | None = None) -> Tensor:
     """[F] float64: what every feature may spend, in proportion to ``wanted`` but within bounds.
 
-    q = clamp(c wanted, least, most) with the one c for which the quotas sum to ``total`` (to 1e-9 of it), where
-    least = 1 if ``total`` reaches F and 0 otherwise. Features that want nothing get ``least``, and share equally
-    what the others cannot hold.
+    q = clamp(c wanted, least, most) with the one c for which the quotas sum to ``total`` (to 1e-9 of it).
+    Features that want nothing get ``least``, and share equally what the others cannot hold.
 
     Solved by fixing, at the c of the free features, whichever side of the bounds is violated more in sum
     (Bitran and Hax 1981): each such feature is at its bound in the solution.
@@ -128,6 +127,7 @@ def project_quotas(wanted: Tensor, total: float, most: float) -> Tensor:
         wanted: [F], finite and >= 0, on any scale; ones give uniform quotas.
         total: the budget of a batch, >= 0.
         most: the largest quota, which is the number of tokens of a batch.
+        least: the smallest; None for 1 if ``total`` reaches F and 0 otherwise.
 
     Raises:
         InvalidInput: ``wanted`` is not finite or negative; or F features cannot hold ``total``.
@@ -143,7 +143,8 @@ def project_quotas(wanted: Tensor, total: float, most: float) -> Tensor:
             f"a budget of {total:g} does not fit {n} features of at most {most:g} tokens each; "
             f"use a batch of at least {math.ceil(total / max(n, 1))} tokens"
         )
-    least = 1.0 if total >= n else 0.0
+    if least is None:
+        least = 1.0 if total >= n else 0.0
     want = wanted.double()
     free = want > 0
     n_free = int(free.sum())

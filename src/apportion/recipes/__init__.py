@@ -5,8 +5,9 @@ the package needs none (``apportion train --recipe KIND`` takes its defaults).
 """
 
 from .._folder import import_siblings
-from .base import Recipe, find_recipe, recipe_names, register
+from .base import Published, Recipe, find_recipe, recipe_names, register
+from .settings import adjusted
 
-__all__ = ["Recipe", "find_recipe", "recipe_names", "register"]
+__all__ = ["Published", "Recipe", "adjusted", "find_recipe", "recipe_names", "register"]
 
 import_siblings(__name__, __path__)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from pydantic import ValidationError
 
@@ -11,7 +11,27 @@ from ..allocators import AllocatorConfig
 from ..config import Kind
 from ..errors import InvalidConfig, UnknownName, nearest
 from ..sae import SAEConfig
-from ..training import RunConfig
+from ..training import RunConfig, TrainConfig
+
+Make = Callable[[int, int, float, int], RunConfig]
+"""(d_in, d_sae, k, seed) to the full config of a run."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """The settings of a paper's own experiment.
+
+    Attributes:
+        make: the run.
+        train: its stream.
+        d_sae: its number of features.
+        notes: where text and code of the paper differ, or where the package does.
+    """
+
+    make: Make
+    train: TrainConfig
+    d_sae: int
+    notes: str = ""
 
 
 @dataclass(frozen=True)
@@ -23,12 +43,24 @@ class Recipe:
         make: (d_in, d_sae, k, seed) to the full config.
         source: paper.
         aliases: other names of the same.
+        papers: published settings by the name of the experiment (``apportion train --paper NAME``).
     """
 
     name: str
-    make: Callable[[int, int, float, int], RunConfig]
+    make: Make
     source: str
     aliases: tuple[str, ...] = ()
+    papers: Mapping[str, Published] = field(default_factory=dict)
+
+    def published(self, experiment: str) -> Published:
+        """The settings of one experiment. Raises ``UnknownName`` naming those there are."""
+        if experiment not in self.papers:
+            known = ", ".join(sorted(self.papers)) or "none"
+            raise UnknownName(
+                f"recipe {self.name!r} has no published settings called {experiment!r}, only: {known}; "
+                "choose one of them or leave --paper out"
+            )
+        return self.papers[experiment]
 
 
 _RECIPES: dict[str, Recipe] = {}

@@ -22,7 +22,7 @@ class RunConfig(Config):
         objectives: losses besides the rule's own terms.
         lr: learning rate over time; the default suits runs of some hundred steps, long ones want less.
         betas, eps: of Adam.
-        clip: largest norm of the whole gradient.
+        clip: largest norm of the dictionary's gradient, and of that of the rule's own parameters.
         dead_after: training tokens without firing after which a feature is dead.
         seed: of the initial weights and of whatever the rule draws.
         precision: of the encoder's product; parameters and everything else stay float32.

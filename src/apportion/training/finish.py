@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..activations.source import Source
+from ..metrics.base import Moments, unexplained
 from ..sae import SAE
 from .step import Run
 
+GAP_TOKENS = 65_536
+"""Calibration tokens on which the training rule and the frozen one are compared."""
 
-def finish(run: Run, source: Source, scale: float, limit: int | None, history: dict[str, Any]) -> SAE:
+
+def finish(
+    run: Run, source: Source, scale: float, limit: int | None, history: dict[str, Any], batch_size: int
+) -> SAE:
     """The SAE to save.
 
     Args:
@@ -21,6 +28,7 @@ def finish(run: Run, source: Source, scale: float, limit: int | None, history: d
         scale: what training multiplied activations by.
         limit: calibration tokens; None for all.
         history: how it was trained, JSON, for the metadata.
+        batch_size: tokens that competed with one another.
     """
 
     def blocks() -> Iterator[Tensor]:
@@ -28,6 +36,10 @@ def finish(run: Run, source: Source, scale: float, limit: int | None, history: d
             yield batch.x.to(run.sae.device) * scale
 
     sae, calibration = run.sae.freeze().calibrate(blocks, run.sae.k)
+    gap: dict[str, Any] = {}
+    if run.sae.allocator.couples_rows:
+        together, alone = inference_gap(run.sae, sae, blocks, batch_size, min(limit or GAP_TOKENS, GAP_TOKENS))
+        gap = {"in_batches": together, "frozen": alone}
     sae = sae.fold(scale).requires_grad_(False).eval()
     sae.metadata = {
         "source": source.describe(),
@@ -38,6 +50,46 @@ def finish(run: Run, source: Source, scale: float, limit: int | None, history: d
             "tokens": calibration.tokens,
             "short": calibration.short,
             **calibration.extra,
+            **gap,
         },
     }
     return sae
+
+
+@torch.no_grad()
+def inference_gap(
+    trained: SAE, frozen: SAE, blocks: Callable[[], Iterator[Tensor]], batch_size: int, limit: int
+) -> tuple[dict[str, float], dict[str, float]]:
+    """L0 and FVU on the same rows under the rule of training, in batches of its size, and under the frozen one.
+
+    Only whole batches count, and one at least, so that the rule meets what it met in training.
+    """
+    rules, sums = (trained, frozen), torch.zeros(2, 2, dtype=torch.float64)
+    spread = Moments()
+    for x in batches_of(blocks(), batch_size):
+        if spread.n and spread.n + len(x) > limit:
+            break
+        spread.update(x)
+        for number, sae in enumerate(rules):
+            trace = sae.trace(x)
+            sums[number, 0] += trace.code.nnz
+            sums[number, 1] += (trace.x - trace.x_hat).double().square().sum().cpu()
+    together, alone = (
+        {"l0": float(spent) / spread.n, "fvu": unexplained(float(error), spread), "tokens": spread.n}
+        for spent, error in sums
+    )
+    return together, alone
+
+
+def batches_of(blocks: Iterator[Tensor], size: int) -> Iterator[Tensor]:
+    """The rows of ``blocks`` in batches of ``size``; the last may be shorter only if it is the first."""
+    held: list[Tensor] = []
+    first = True
+    for block in blocks:
+        held.append(block)
+        while sum(len(part) for part in held) >= size:
+            rows = torch.cat(held)
+            yield rows[:size]
+            held, first = [rows[size:]], False
+    if first and held:
+        yield torch.cat(held)

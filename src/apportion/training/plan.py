@@ -10,15 +10,17 @@ from typing import Any
 import torch
 
 from ..activations.source import Source
+from ..config import Config
 from ..errors import InvalidCheckpoint, InvalidConfig, InvalidInput
 from ..files import check_format, read_json, storage, write_json
+from ..schedules import Schedule
 from .configs import RunConfig, TrainConfig
 
 FORMAT, VERSION = "apportion-training", 1
 _TAKEN = {"checkpoints", "tensorboard", "wandb", "train.json"}
 
 
-def check_runs(configs: Mapping[str, RunConfig], source: Source) -> None:
+def check_runs(configs: Mapping[str, RunConfig], source: Source, settings: TrainConfig) -> None:
     """Raises ``InvalidConfig`` or ``InvalidInput`` unless every run can be trained on ``source``."""
     if not configs:
         raise InvalidConfig("there is nothing to train; pass at least one run")
@@ -30,9 +32,24 @@ def check_runs(configs: Mapping[str, RunConfig], source: Source) -> None:
                 f"run '{name}' has d_in = {config.sae.d_in} but the activations are {source.d_in} wide; "
                 "use the width of the activations"
             )
+        check_schedules(config, settings.n_steps, name)
     # Said before the training and not after it, for then no other source can take its place.
     if next(iter(source.blocks("calibrate", 1)), None) is None:
         raise InvalidInput("no documents are held out to calibrate on; raise the held-out share of the source")
+
+
+def check_schedules(config: Config, n_steps: int, where: str) -> None:
+    """Raises ``InvalidConfig`` if a schedule anywhere in ``config`` needs more than ``n_steps`` steps."""
+    for field, value in config:
+        here = f"{where}.{field}"
+        if isinstance(value, Schedule) and value.n_steps > n_steps:
+            raise InvalidConfig(
+                f"the schedule {here} takes {value.n_steps} steps and the run has {n_steps}; "
+                f"train for {value.n_steps} steps or more, or shorten it"
+            )
+        for part in value if isinstance(value, tuple) else (value,):
+            if isinstance(part, Config):
+                check_schedules(part, n_steps, here)
 
 
 def usable_device(device: str | torch.device) -> torch.device:

@@ -59,7 +59,7 @@ class StepResult:
     Attributes:
         trace: its forward pass; valid until the workspace is used again.
         losses: weighted terms by name, [] each.
-        grad_norm: [] norm of the whole gradient before clipping.
+        grad_norm: [] norm of the dictionary's gradient before clipping.
         lr: learning rate used.
     """
 
@@ -113,11 +113,15 @@ def train_step(
 
 
 def _update(run: Run, lr: float) -> Tensor:
-    """Move the parameters along their gradients; returns the gradient's norm before clipping."""
+    """Move the parameters along their gradients; returns the norm of the dictionary's before clipping."""
     with span("project"):
         project_gradient(run.sae.W_dec)
     with span("clip"):
-        grad_norm = torch.nn.utils.clip_grad_norm_(run.sae.parameters(), run.config.clip)
+        # Apart, for the gradients of a rule's own parameters are in other units: they would drown the
+        # dictionary's, or be drowned.
+        grad_norm = torch.nn.utils.clip_grad_norm_(run.sae.dictionary().parameters(), run.config.clip)
+        if own := list(run.sae.allocator.parameters()):
+            torch.nn.utils.clip_grad_norm_(own, run.config.clip)
     for group in run.optimizer.param_groups:
         group["lr"] = lr
     with span("adam"):

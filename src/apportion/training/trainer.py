@@ -63,7 +63,7 @@ def train(
     """
     settings = settings or TrainConfig()
     out = Path(out)
-    check_runs(configs, source)
+    check_runs(configs, source, settings)
     check_sinks(sinks)
     place = usable_device(device)
     with locked(out, "training in"):
@@ -177,7 +177,7 @@ class _Session:
             "dead": float(run.firing.dead().float().mean()),
             "grad_norm": float(result.grad_norm),
             "lr": result.lr,
-            "notes": {key: float(value.float().mean()) for key, value in result.trace.notes.items()},
+            "notes": {key: float(value.detach().float().mean()) for key, value in result.trace.notes.items()},
             "time": {"at": time.time(), "tokens_per_s": tally.tokens_per_s},
         }
         for sink in (self.logs[name], *self.sinks[name]):
@@ -215,7 +215,8 @@ class _Session:
                 "fvu_train": self.tallies[name].fvu,
                 "tokens_per_s": self.tallies[name].tokens_per_s,
             }
-            sae = finish(run, self.source, self.scale, self.settings.calibrate_tokens, history)
+            settings = self.settings
+            sae = finish(run, self.source, self.scale, settings.calibrate_tokens, history, settings.batch_size)
             save_sae(sae, self.out / name)
             saes[name] = sae
         return saes

@@ -1,0 +1,100 @@
+"""A soft top-k with a k that learns (SoftSAE, arXiv 2605.06610), hard at the end and at inference."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from ..affinities import Affinities
+from ..budgets import BudgetConfig, LearnedConfig
+from ..budgets.base import rounded
+from ..clock import END, Clock
+from ..code import Code
+from ..config import Open
+from ..firing import Firing
+from ..ops.soft_top_k import weights_at
+from ..schedules import Constant, Schedule
+from ..trace import Dictionary, Trace
+from ..world import SOLO, World
+from .base import Allocation, Allocator, AllocatorConfig, code_at
+from .token_choice import TokenChoice, TokenChoiceConfig
+
+
+class SoftTopKConfig(AllocatorConfig):
+    """LapSum weights in training, the k largest at inference.
+
+    Attributes:
+        budget: token to k.
+        alpha: width of the soft edge, in units of the scaled affinities.
+        hard: share of the run, its last, with a hard top-k; k gets no gradient from the reconstruction there.
+        floor: weights below it are left out of the code.
+        through_rank: whether affinities also get the gradient of their weights, as published: that of moving up
+            or down among their token's affinities.
+    """
+
+    kind: Literal["soft_top_k"] = "soft_top_k"
+    budget: Open[BudgetConfig]
+    alpha: Open[Schedule] = Constant(value=0.01)
+    hard: float = Field(default=0.1, ge=0, le=1)
+    floor: float = Field(default=0.01, gt=0, le=0.5)
+    through_rank: bool = True
+
+    @property
+    def mean_k(self) -> float:
+        return self.budget.mean_k
+
+    @classmethod
+    def for_k(cls, k: float) -> SoftTopKConfig:
+        return cls(budget=LearnedConfig.parse({"k": k}, "soft_top_k"))
+
+    def build(self, *, d_in: int, d_sae: int) -> SoftTopK:
+        return SoftTopK(self, d_in=d_in, d_sae=d_sae)
+
+
+class SoftTopK(Allocator):
+    """z = p a, with weights p in [0, 1] that sum to the token's k; k learns through them.
+
+    Entries with p below ``floor`` are left out, so that the code stays sparse: each misses less than ``floor``
+    times its affinity. See ``ops.soft_top_k.weights_at`` for what the gradients miss.
+    """
+
+    config: SoftTopKConfig
+    couples_rows: ClassVar[bool] = False
+    hard_budget: ClassVar[bool] = False
+
+    def __init__(self, config: SoftTopKConfig, *, d_in: int, d_sae: int) -> None:
+        super().__init__()
+        self.config = config
+        self.d_in, self.d_sae = d_in, d_sae
+        self.budget = config.budget.build(d_in=d_in, d_sae=d_sae)
+
+    def initialise(self, dictionary: Dictionary, generator: torch.Generator) -> None:
+        self.budget.initialise(dictionary, generator)
+
+    def forward(self, pre: Affinities, x: Tensor, clock: Clock = END) -> Allocation:
+        k = self.budget(pre, x, clock)
+        if clock.progress >= 1 - self.config.hard:
+            return Allocation(code_at(pre, pre.top_rows(rounded(k, pre.d_sae))), {"k": k})
+        alpha = self.config.alpha(clock)
+        soft = pre.soft_rows(k.detach(), alpha, self.config.floor)
+        affinity = pre.at(soft.pairs)
+        ranked = affinity if self.config.through_rank else affinity.detach()
+        values = affinity * weights_at(ranked, k, alpha, soft)
+        return Allocation(Code.from_pairs(*soft.pairs, values, pre.n, pre.d_sae), {"k": k})
+
+    def terms(self, trace: Trace, dictionary: Dictionary) -> dict[str, Tensor]:
+        return self.budget.terms(trace, dictionary)
+
+    def observe(self, trace: Trace, dictionary: Dictionary, firing: Firing, world: World = SOLO) -> None:
+        self.budget.observe(trace, dictionary, firing, world)
+
+    def freeze(self) -> TokenChoice:
+        frozen = TokenChoice(TokenChoiceConfig(budget=self.config.budget), d_in=self.d_in, d_sae=self.d_sae)
+        frozen.budget.load_state_dict(self.budget.state_dict())
+        return frozen
+
+    def fold(self, scale: float) -> None:
+        self.budget.fold(scale)

@@ -1,0 +1,201 @@
+"""A k that each token's activation decides, learned with the dictionary (SoftSAE, arXiv 2605.06610)."""
+
+from __future__ import annotations
+
+import abc
+import copy
+import math
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from ..affinities import Affinities, Survey
+from ..clock import END, Clock
+from ..config import Open
+from ..ops.relu_readout import relu_readout
+from ..schedules import Linear, Schedule
+from ..trace import Dictionary, Trace
+from .base import Budget, BudgetConfig, meet, rounded
+
+
+class LearnedConfig(BudgetConfig):
+    """An estimator of k, and the loss that holds its mean at k.
+
+    Attributes:
+        k: mean features per token.
+        estimator: what k is read from. ``shared``: the encoder's own affinities, detached, d_sae weights;
+            ``linear``: the activation, d_in weights; ``own``: a ReLU layer of its own, d_in x d_sae weights, as
+            published.
+        k_max: largest k; None for 2 k.
+        relaxed: how far the loss's upper side lies from k at first, as a share of the way to d_in.
+        weight: coefficient of the loss; None for d_in / k, the squared length of an activation shared by k
+            features, so that no feature's gain outbids it. Published: 1.
+        sharpness: of its softplus.
+        lower: also hold the mean up; the published loss only holds it down.
+    """
+
+    kind: Literal["learned"] = "learned"
+    k: float = Field(gt=0)
+    estimator: Literal["shared", "linear", "own"] = "shared"
+    k_max: float | None = Field(default=None, gt=0)
+    relaxed: Open[Schedule] = Linear(start=1.0, end=0.0, until=0.05)
+    weight: float | None = Field(default=None, ge=0)
+    sharpness: float = Field(default=5.0, gt=0)
+    lower: bool = True
+
+    @model_validator(mode="after")
+    def _room_above(self) -> LearnedConfig:
+        if self.k_max is not None and self.k_max <= self.k:
+            raise ValueError(f"k_max = {self.k_max:g} must be above the mean k = {self.k:g}")
+        return self
+
+    @property
+    def mean_k(self) -> float:
+        return self.k
+
+    @property
+    def most(self) -> float:
+        """The largest k."""
+        return 2 * self.k if self.k_max is None else self.k_max
+
+    def build(self, *, d_in: int, d_sae: int) -> Learned:
+        return Learned(self, d_in=d_in, d_sae=d_sae)
+
+
+class Learned(Budget):
+    """k_max sigmoid(score(x) + offset), at least 1; every token starts at k.
+
+    Trained by whatever gradient the rule gives k, and by
+    ``weight (softplus(mean k - target) + softplus(k - mean k))``. The target comes down from d_in to k: early on
+    the mean may rise, never fall.
+
+    Parameters:
+        offset: [] float32.
+        scorer: what turns a token into its score.
+    """
+
+    config: LearnedConfig
+
+    def __init__(self, config: LearnedConfig, *, d_in: int, d_sae: int) -> None:
+        super().__init__()
+        self.config = config
+        self.d_in = d_in
+        self.scorer = _SCORERS[config.estimator](d_in, d_sae)
+        share = config.k / config.most
+        self.offset = nn.Parameter(torch.tensor(math.log(share / (1 - share)), dtype=torch.float32))
+
+    def initialise(self, dictionary: Dictionary, generator: torch.Generator) -> None:
+        self.scorer.initialise(dictionary, generator)
+
+    def forward(self, pre: Affinities, x: Tensor, clock: Clock = END) -> Tensor:
+        return self._bounded(self.scorer(pre, x) + self.offset.to(x.dtype))
+
+    def terms(self, trace: Trace, dictionary: Dictionary) -> dict[str, Tensor]:
+        k, beta = trace.notes["k"].mean(), self.config.sharpness
+        target = self.config.k + self.config.relaxed(trace.clock) * max(self.d_in - self.config.k, 0.0)
+        loss = F.softplus(k - target, beta=beta)
+        if self.config.lower:
+            loss = loss + F.softplus(self.config.k - k, beta=beta)
+        weight = self.d_in / self.config.k if self.config.weight is None else self.config.weight
+        return {"budget": weight * loss}
+
+    @torch.no_grad()
+    def solve(self, survey: Survey, k: float) -> Learned:
+        scores = [(self.scorer(pre, x).double(), pre.d_sae) for pre, x in survey()]
+        score, most = torch.cat([part for part, _ in scores]), scores[0][1]
+        solved = copy.deepcopy(self)
+        # Far enough on either side for every token to be at its bound.
+        reach = float(score.abs().max()) + 40.0
+        offset = meet(k, lambda b: rounded(self._bounded(score + b), most), -reach, reach)
+        solved.offset.fill_(offset)
+        solved.config = self.config.model_copy(update={"k": k, "k_max": self.config.most})
+        return solved
+
+    @torch.no_grad()
+    def fold(self, scale: float) -> None:
+        self.scorer.fold(scale)
+
+    def _bounded(self, logit: Tensor) -> Tensor:
+        return (self.config.most * torch.sigmoid(logit)).clamp(min=min(1.0, self.config.k))
+
+
+class Scorer(nn.Module, abc.ABC):
+    """A token's score, [n], next to zero at first.
+
+    Scores are divided by the root of the number of weights that they sum over. Adam moves every weight by about
+    the learning rate, all of them together in one direction when that helps: without it one step could carry
+    every k from one bound to the other.
+    """
+
+    @abc.abstractmethod
+    def forward(self, pre: Affinities, x: Tensor) -> Tensor: ...
+
+    def initialise(self, dictionary: Dictionary, generator: torch.Generator) -> None:
+        """Start from the dictionary as it starts."""
+
+    @abc.abstractmethod
+    def fold(self, scale: float) -> None:
+        """See ``Budget.fold``."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        return super().__call__(*args, **kwargs)  # type: ignore[no-any-return]
+
+
+class Shared(Scorer):
+    """The encoder's affinities times ``weight [d_sae]``; the encoder gets no gradient from it."""
+
+    def __init__(self, d_in: int, d_sae: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(d_sae, dtype=torch.float32))
+
+    def forward(self, pre: Affinities, x: Tensor) -> Tensor:
+        return pre.weigh(self.weight) / math.sqrt(len(self.weight))
+
+    def fold(self, scale: float) -> None:
+        self.weight.mul_(scale)
+
+
+class Direct(Scorer):
+    """The activation times ``weight [d_in]``."""
+
+    def __init__(self, d_in: int, d_sae: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(d_in, dtype=torch.float32))
+
+    def forward(self, pre: Affinities, x: Tensor) -> Tensor:
+        return x @ self.weight.to(x.dtype) / math.sqrt(len(self.weight))
+
+    def fold(self, scale: float) -> None:
+        self.weight.mul_(scale)
+
+
+class Own(Scorer):
+    """ReLU(weight x + bias) times ``readout``, as published: ``weight [d_sae, d_in]`` starts at the encoder's.
+
+    The published layer reads x - b_dec; here the bias starts at b_enc - W_enc b_dec and goes its own way.
+    """
+
+    def __init__(self, d_in: int, d_sae: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(d_sae, d_in, dtype=torch.float32))
+        self.bias = nn.Parameter(torch.zeros(d_sae, dtype=torch.float32))
+        self.readout = nn.Parameter(torch.zeros(d_sae, dtype=torch.float32))
+
+    def forward(self, pre: Affinities, x: Tensor) -> Tensor:
+        return relu_readout(x, self.weight, self.bias, self.readout) / math.sqrt(len(self.readout))
+
+    @torch.no_grad()
+    def initialise(self, dictionary: Dictionary, generator: torch.Generator) -> None:
+        self.weight.copy_(dictionary.weight)
+        self.bias.copy_(dictionary.b_enc - dictionary.weight @ dictionary.b_dec)
+        # Zero would cut the layer behind it off; this moves no k by a hundredth.
+        self.readout.normal_(std=1e-3, generator=generator)
+
+    def fold(self, scale: float) -> None:
+        self.weight.mul_(scale)
+
+
+_SCORERS: dict[str, type[Scorer]] = {"shared": Shared, "linear": Direct, "own": Own}

@@ -1,0 +1,16 @@
+"""Feature Choice with Zipf quotas and aux-zipf (Ayonrinde 2024, arXiv 2411.02124)."""
+
+from __future__ import annotations
+
+from ..objectives import AuxZipfConfig, ReconstructionConfig
+from ..training import RunConfig
+from .base import Recipe, plain, register
+
+
+def make(d_in: int, d_sae: int, k: float, seed: int) -> RunConfig:
+    """The rule with its defaults, and underused features put to work."""
+    run = plain("feature_choice", d_in, d_sae, k, seed)
+    return run.model_copy(update={"objectives": (ReconstructionConfig(), AuxZipfConfig())})
+
+
+register(Recipe("feature_choice", make, "arXiv 2411.02124"))

@@ -1,0 +1,48 @@
+"""Changes to a recipe's config, in the words of the command line: ``RECIPE.FIELD=VALUE``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from ..errors import InvalidConfig
+from ..training import RunConfig
+
+
+def adjusted(config: RunConfig, recipe: str, settings: Sequence[str], recipes: Sequence[str]) -> RunConfig:
+    """The config with those settings put in that name ``recipe``, validated as a whole.
+
+    Args:
+        settings: such as ``soft_sae.allocator.hard=0.2``; values are JSON, or text where they are not.
+        recipes: every recipe that a setting may name.
+
+    Raises:
+        InvalidConfig: a setting has another form, names no recipe or field there is, or does not validate.
+    """
+    data: dict[str, Any] = config.model_dump(mode="json")
+    for setting in settings:
+        path, equals, value = setting.partition("=")
+        head, _, rest = path.strip().partition(".")
+        if not equals or not rest:
+            raise InvalidConfig(f"--set {setting!r} is not of the form RECIPE.FIELD=VALUE")
+        if head == recipe:
+            _assign(data, rest, value, setting)
+        elif head not in recipes:
+            raise InvalidConfig(f"--set {setting!r} names {head!r}, which is not in --recipe {','.join(recipes)}")
+    return RunConfig.parse(data, f"recipe {recipe}")
+
+
+def _assign(data: dict[str, Any], path: str, value: str, setting: str) -> None:
+    """Put a value at a dotted path; ``allocator`` is short for ``sae.allocator``."""
+    keys = path.split(".")
+    if keys[0] == "allocator":
+        keys.insert(0, "sae")
+    for key in keys[:-1]:
+        data = data.get(key) if isinstance(data, dict) else None  # type: ignore[assignment]
+    if not isinstance(data, dict):
+        raise InvalidConfig(f"--set {setting!r}: there is no group '{'.'.join(keys[:-1])}' in that recipe")
+    try:
+        data[keys[-1]] = json.loads(value)
+    except ValueError:
+        data[keys[-1]] = value

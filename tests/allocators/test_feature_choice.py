@@ -1,0 +1,149 @@
+"""Feature Choice: quotas kept, learned from Mutual Choice, and frozen into thresholds that keep densities."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from apportion.allocators import FeatureChoiceConfig, FeatureThresholdConfig, MutualChoiceConfig
+from apportion.clock import END, Clock
+from apportion.errors import InvalidConfig, InvalidInput
+from apportion.firing import Firing
+from apportion.ops.zipf import fit_zipf, ranks
+
+from ..conftest import inputs, make_sae
+
+LATE = Clock(50, 100)
+
+
+def positive(sae, x):
+    return ((x - sae.b_dec) @ sae.W_enc + sae.b_enc).detach()
+
+
+def per_feature(code):
+    return torch.bincount(code.indices, minlength=code.d_sae)
+
+
+def test_uniform_quotas_give_every_feature_its_share():
+    sae, x = make_sae(FeatureChoiceConfig(k=6, quotas="uniform")), inputs(64)
+    with torch.no_grad():
+        sae.encoder.bias.add_(3.0)  # enough positive affinities for every quota
+    code = sae.trace(x, LATE).code
+    assert per_feature(code).tolist() == [4] * 96
+    a = positive(sae, x)
+    want = torch.zeros_like(a).scatter_(0, a.topk(4, dim=0).indices, a.topk(4, dim=0).values)
+    torch.testing.assert_close(code.to_dense(), want)
+
+
+def test_the_warm_up_is_mutual_choice():
+    sae, twin, x = make_sae(FeatureChoiceConfig(k=6)), make_sae(MutualChoiceConfig(k=6)), inputs(64)
+    for step in (0, 9):
+        assert torch.equal(sae.trace(x, Clock(step, 100)).code.indices, twin.trace(x, END).code.indices)
+    assert not torch.equal(sae.trace(x, Clock(10, 100)).code.indices, twin.trace(x, END).code.indices)
+
+
+def warmed_up(quotas="zipf", steps=40, n=64, **settings):
+    sae = make_sae(
+        FeatureChoiceConfig(k=6, quotas=quotas, warmup=0.25, sample_every=2, refit_every=10, **settings)
+    )
+    with torch.no_grad():
+        sae.encoder.bias.copy_(torch.linspace(-2, 2, 96))  # densities that differ
+    for step in range(steps):
+        trace = sae.trace(inputs(n, seed=step), Clock(step, steps))
+        sae.allocator.observe(trace, sae.dictionary(), Firing(96))
+    return sae
+
+
+def test_quotas_follow_the_curve_of_what_mutual_choice_would_do():
+    sae = warmed_up()
+    density = sae.allocator.mutual.density
+    a = torch.cat([positive(sae, inputs(64, seed=s)) for s in range(40)])
+    cut = a.flatten().topk(6 * len(a)).values[-1]
+    torch.testing.assert_close(density.double(), (a >= cut).double().mean(0), rtol=0.3, atol=0.02)
+    quotas = sae.allocator.quotas(640)
+    assert quotas.sum() == pytest.approx(6 * 640) and quotas.min() >= 1 and quotas.max() <= 640
+    sae.allocator.observe(
+        sae.trace(inputs(64), Clock(30, 40)), sae.dictionary(), Firing(96)
+    )  # a step that refits
+    torch.testing.assert_close(sae.allocator.share, fit_zipf(density).at(ranks(density)))
+
+
+def test_the_quotas_do_not_confirm_themselves():
+    """What is learned depends on the affinities alone, not on what the quotas chose."""
+    sae = warmed_up()
+    other = warmed_up(quotas="zipf")
+    other.allocator.share.copy_(torch.rand(96, dtype=torch.float64))
+    trace = [s.trace(inputs(64, seed=99), Clock(20, 40)) for s in (sae, other)]
+    assert not torch.equal(trace[0].code.indices, trace[1].code.indices)
+    for s, t in zip((sae, other), trace, strict=True):
+        s.allocator.observe(t, s.dictionary(), Firing(96))
+    assert torch.equal(sae.allocator.mutual.density, other.allocator.mutual.density)
+    assert torch.equal(sae.allocator.share, other.allocator.share)
+
+
+def test_over_steps_every_feature_is_asked():
+    sae = warmed_up()
+    seen = torch.zeros(96, dtype=torch.int64)
+    with torch.no_grad():
+        sae.encoder.bias.fill_(50.0)  # everything is positive
+    for step in range(40):
+        code = sae.trace(inputs(10, seed=step), Clock(500 + step, 1000)).code
+        assert code.nnz == 60
+        seen += per_feature(code)
+    assert (seen > 0).all()
+
+
+def test_a_batch_too_small_for_each_feature_says_what_would_do():
+    sae = make_sae(FeatureChoiceConfig(k=6, at_least=1, quotas="uniform"))
+    with pytest.raises(InvalidInput, match=r"10 tokens has 60 places for 96 features.*at least 16 tokens"):
+        sae.trace(inputs(10), LATE)
+    assert sae.trace(inputs(16), LATE).code.nnz <= 96
+
+
+def test_a_warm_up_too_short_is_said_at_the_first_step():
+    sae = make_sae(FeatureChoiceConfig(k=6))
+    trace = sae.trace(inputs(8), Clock(0, 20))
+    with pytest.raises(
+        InvalidConfig, match=r"16 tokens is too short to fit the densities of 96.*takes 32 tokens"
+    ):
+        sae.allocator.observe(trace, sae.dictionary(), Firing(96))
+
+
+def test_frozen_features_keep_their_densities_and_k():
+    sae = warmed_up()
+    blocks = [inputs(256, seed=500 + s) for s in range(8)]
+    fitted, calibration = sae.calibrate(lambda: iter(blocks), 6.0)
+    counts = sum(per_feature(fitted.encode(x)) for x in blocks)
+    n = sum(map(len, blocks))
+    assert int(counts.sum()) == pytest.approx(6 * n, rel=1e-3) and calibration.l0 == pytest.approx(6, rel=1e-3)
+    want = fitted.allocator.density * n
+    able = (torch.cat([positive(sae, x) for x in blocks]) > 0).sum(0) > 1.2 * want
+    torch.testing.assert_close(counts[able].double(), want[able].double(), rtol=0.25, atol=6.0)
+
+
+def test_thresholds_are_exact_quantiles_when_every_feature_can_fill_its_quota():
+    sae = make_sae(FeatureThresholdConfig(k=6))
+    with torch.no_grad():
+        sae.encoder.bias.fill_(30.0)
+        density = torch.linspace(0.01, 0.2, 96)
+        sae.allocator.density.copy_(density * 6 / density.sum())
+    # One block has most of the large ones: what a block hands in must not decide.
+    blocks = [inputs(200, seed=s) * (1 + 4 * (s == 3)) for s in range(5)]
+    fitted, _ = sae.calibrate(lambda: iter(blocks), 6.0)
+    a = torch.cat([positive(sae, x) for x in blocks])
+    quota = (sae.allocator.density.double() * 1000).round().long()
+    counts = (a > fitted.allocator.theta).sum(0)
+    assert abs(int(counts.sum()) - 6000) <= 6
+    assert (counts - quota).abs().max() <= 2
+
+
+def test_more_than_there_is_takes_everything():
+    sae = make_sae(FeatureThresholdConfig(k=90))
+    fitted, calibration = sae.calibrate(lambda: iter([inputs(50)]), 90)
+    assert calibration.l0 < 90 and calibration.short == 50
+    assert fitted.encode(inputs(50)).nnz == int((positive(sae, inputs(50)) > 0).sum())
+
+
+def test_no_tokens_to_calibrate_on():
+    with pytest.raises(InvalidInput, match="no tokens"):
+        make_sae(FeatureThresholdConfig(k=3)).calibrate(lambda: iter([]), 3)

@@ -1,0 +1,45 @@
+"""Schedules in steps, and runs too short for them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import apportion as ap
+from apportion.allocators import SoftTopKConfig
+from apportion.budgets import LearnedConfig
+from apportion.clock import Clock
+from apportion.errors import InvalidConfig
+from apportion.schedules import Linear, LinearSteps
+
+
+def test_linear_steps_ends_after_its_steps_whatever_the_run():
+    schedule = LinearSteps(start=0.99, end=1e-4, steps=20)
+    for n_steps in (20, 50, 1000):
+        values = [schedule(Clock(step, n_steps)) for step in (0, 10, 20, n_steps)]
+        assert values == pytest.approx([0.99, 0.49505, 1e-4, 1e-4])
+    assert schedule.n_steps == 20 and Linear(start=0, end=1).n_steps == 1
+
+
+def soft_run(**changes):
+    budget = LearnedConfig(k=4, **changes.pop("budget", {}))
+    allocator = SoftTopKConfig(budget=budget, **changes)
+    return ap.RunConfig(sae=ap.SAEConfig(d_in=8, d_sae=32, allocator=allocator))
+
+
+@pytest.mark.parametrize(
+    ("changes", "where"),
+    [
+        ({"alpha": LinearSteps(start=1, end=0.1, steps=100)}, r"r\.sae\.allocator\.alpha takes 100 steps"),
+        (
+            {"budget": {"relaxed": LinearSteps(start=1, end=0, steps=17)}},
+            r"r\.sae\.allocator\.budget\.relaxed takes 17 steps",
+        ),
+    ],
+)
+def test_a_run_too_short_for_a_schedule_is_refused_at_the_start(changes, where, tmp_path):
+    source = ap.TensorSource(torch.randn(400, 8, generator=torch.Generator().manual_seed(0)))
+    settings = ap.TrainConfig(n_tokens=256, batch_size=16)
+    with pytest.raises(InvalidConfig, match=where + " and the run has 16; train for"):
+        ap.train({"r": soft_run(**changes)}, source, tmp_path / "out", settings)
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").glob("*"))
