@@ -9,8 +9,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ...errors import InvalidInput
-from .threshold import Threshold, find_threshold, row_chunks
+from ..fresh import fresh_like
+from .checks import checked
+from .pairs import gradients_at
+from .solve import Threshold, exp_, laplace_cdf
+from .threshold import find_threshold, row_chunks
 
 _FAR = 256.0  # beyond this |shift| float32 would blur which entries share the gradient
 
@@ -44,54 +47,35 @@ def soft_top_k(a: Tensor, k: Tensor | float, alpha: Tensor | float) -> Tensor:
     return weights.view(a.shape).to(a.dtype)
 
 
-def checked(a: Tensor, k: Tensor | float, alpha: Tensor | float) -> tuple[float, Tensor]:
-    """``alpha`` as a number, and ``k`` as a tensor of the leading shape of ``a``."""
-    if isinstance(alpha, Tensor) and alpha.numel() != 1:
-        raise InvalidInput(f"alpha has shape {tuple(alpha.shape)}; give one temperature for all rows")
-    temperature = float(alpha.detach()) if isinstance(alpha, Tensor) else float(alpha)
-    if not (0 < temperature < math.inf):
-        raise InvalidInput(f"alpha = {temperature}; give a finite temperature above 0")
-    if a.ndim == 0 or not a.is_floating_point():
-        raise InvalidInput(f"a has shape {tuple(a.shape)} and type {a.dtype}; give floating-point rows [..., F]")
-    leading, width = a.shape[:-1], a.shape[-1]
-    if not isinstance(k, Tensor):
-        k = torch.tensor(float(k), dtype=torch.float64, device=a.device)
-    try:
-        k = k.expand(leading)
-    except RuntimeError:
-        raise InvalidInput(
-            f"k has shape {tuple(k.shape)}; give a number or one k per row, {tuple(leading)}"
-        ) from None
-    wrong = ~((k >= 0) & (k <= width))
-    if wrong.any():
-        raise InvalidInput(f"k = {float(k[wrong][0])}; give a k from 0 to the number of entries, {width}")
-    return temperature, k
-
-
 class _SoftTopK(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, a: Tensor, k: Tensor, alpha: Tensor | None, temperature: float) -> Tensor:
-        found, near = find_threshold(a, k.double(), temperature)
-        weights = torch.empty_like(a, memory_format=torch.contiguous_format)
-        for part in row_chunks(a):  # as if every entry lay below b
-            t = _distances(a[part], found.rows(part), temperature, weights[part])
-            t.sub_(math.log(2.0)).exp_()
-        weights[near.pairs.rows, near.pairs.features] = (1 - (-near.t).exp() / 2).to(a.dtype)
-        ctx.save_for_backward(a, k, alpha, *found[:3])
-        ctx.temperature = temperature
+        found, near = find_threshold(a, k.double(), temperature, moment=ctx.needs_input_grad[2])
+        weights = fresh_like(a)
+        if not near.complete:
+            for part in row_chunks(a):  # as if every entry lay below b
+                t = _distances(a[part], found.rows(part), temperature, weights[part])
+                exp_(t.sub_(math.log(2.0)))
+        weights[near.pairs.rows, near.pairs.features] = laplace_cdf(near.t).to(a.dtype)
+        ctx.save_for_backward(a, k, alpha, *near.pairs, near.t, *found)
+        ctx.complete, ctx.temperature = near.complete, temperature
         return weights
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        a, k, alpha, pivot, shift, log_sum = ctx.saved_tensors
-        found = Threshold(pivot, shift, log_sum, mean_t=None)
-        d_a = torch.empty_like(a, memory_format=torch.contiguous_format)
-        rows = [
-            _gradients(a[part], grad[part], found.rows(part), ctx.temperature, ctx.needs_input_grad[2], d_a[part])
-            for part in row_chunks(a)
-        ]
-        d_k, d_alpha = (torch.cat(column) for column in zip(*rows, strict=True))
+        a, k, alpha, rows, features, t, *statistics = ctx.saved_tensors
+        found = Threshold(*statistics)
+        d_a = fresh_like(a)
+        if ctx.complete:
+            d_values, d_k, d_alpha = gradients_at(found, rows, t, grad[rows, features], ctx.temperature)
+            d_a[rows, features] = d_values.to(a.dtype)
+        else:
+            parts = [
+                _gradients(a[part], grad[part], found.rows(part), ctx.temperature, d_a[part])
+                for part in row_chunks(a)
+            ]
+            d_k, d_alpha = (torch.cat(column) for column in zip(*parts, strict=True))
         total = d_alpha.sum().to(alpha).view(alpha.shape) if alpha is not None else None
         return d_a, d_k.to(k.dtype), total, None
 
@@ -102,23 +86,20 @@ def _distances(a: Tensor, found: Threshold, alpha: float, out: Tensor) -> Tensor
     return torch.add(-found.shift[:, None].to(a.dtype), out, alpha=1 / alpha, out=out)
 
 
-def _gradients(
-    a: Tensor, grad: Tensor, found: Threshold, alpha: float, needs_alpha: bool, d_a: Tensor
-) -> tuple[Tensor, Tensor]:
+def _gradients(a: Tensor, grad: Tensor, found: Threshold, alpha: float, d_a: Tensor) -> tuple[Tensor, Tensor]:
     """Fills ``d_a [n, F]`` and returns what each row gives k and alpha, [n] each."""
     if a.dtype != torch.float64 and found.shift.abs().max() > _FAR:
         work = torch.empty_like(a, dtype=torch.float64)
-        result = _gradients(a.double(), grad.double(), found, alpha, needs_alpha, work)
+        result = _gradients(a.double(), grad.double(), found, alpha, work)
         d_a.copy_(work)
         return result
     density = found.density()
     t = _distances(a, found, alpha, d_a)
     share = torch.abs(t)  # what becomes Phi'(t) / sum of Phi'
-    torch.sub((found.shift.abs() - found.log_sum)[:, None].to(a.dtype), share, out=share).exp_()
+    exp_(torch.sub((found.shift.abs() - found.log_sum)[:, None].to(a.dtype), share, out=share))
     d_k = torch.linalg.vecdot(share, grad)
     d_alpha = torch.zeros_like(d_k)
-    if needs_alpha:
-        t.mul_(share)
-        d_alpha = -density / alpha * (torch.linalg.vecdot(t, grad) - t.sum(1) * d_k)
+    if found.mean_t is not None:
+        d_alpha = -density / alpha * (torch.linalg.vecdot(t.mul_(share), grad) - found.mean_t * d_k)
     torch.sub(grad, d_k[:, None], out=d_a).mul_(share).mul_((density / alpha)[:, None].to(a.dtype))
     return d_k, d_alpha

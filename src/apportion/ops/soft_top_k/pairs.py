@@ -11,8 +11,9 @@ from torch.autograd.function import once_differentiable
 
 from ...errors import InvalidInput
 from ..select import Pairs
-from .fast import checked
-from .threshold import Threshold, find_threshold
+from .checks import as_number, checked
+from .solve import Threshold, exp_, laplace_cdf
+from .threshold import find_threshold
 
 
 class SoftPairs(NamedTuple):
@@ -63,7 +64,7 @@ def weights_at(values: Tensor, k: Tensor, alpha: Tensor | float, soft: SoftPairs
         values: [nnz] affinities at ``soft.pairs``: what ``pre`` holds there.
         k: [n] and alpha: as they were given to ``soft_pairs``.
     """
-    temperature = float(alpha.detach()) if isinstance(alpha, Tensor) else float(alpha)
+    temperature = as_number(alpha)
     alpha_graph = alpha if isinstance(alpha, Tensor) else None
     if alpha_graph is not None and alpha_graph.requires_grad and soft.threshold.mean_t is None:
         raise InvalidInput("alpha requires a gradient but did not in soft_pairs; give both the same alpha")
@@ -85,21 +86,30 @@ class _WeightsAt(torch.autograd.Function):
         t = found.distances(values, rows, temperature)
         ctx.save_for_backward(k, alpha, rows, t)
         ctx.temperature, ctx.found = temperature, found
-        half = (-t.abs()).exp() / 2
-        return torch.where(t < 0, half, 1 - half).to(values.dtype)
+        return laplace_cdf(t).to(values.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         k, alpha, rows, t = ctx.saved_tensors
-        found: Threshold = ctx.found
-        share = ((found.shift.abs() - found.log_sum)[rows] - t.abs()).exp()
-        weighted = share * grad
-        d_k = t.new_zeros(len(found.pivot)).index_add_(0, rows, weighted)
-        per_row = found.density() / ctx.temperature
-        d_values = per_row[rows] * share * (grad - d_k[rows])
-        d_alpha = None
-        if alpha is not None and ctx.needs_input_grad[2]:
-            assert found.mean_t is not None
-            d_alpha = -(per_row[rows] * weighted * (t - found.mean_t[rows])).sum().to(alpha).view(alpha.shape)
-        return d_values.to(grad.dtype), d_k.to(k.dtype), d_alpha, None, None, None
+        d_values, d_k, d_alpha = gradients_at(ctx.found, rows, t, grad, ctx.temperature)
+        total = d_alpha.sum().to(alpha).view(alpha.shape) if alpha is not None else None
+        return d_values.to(grad.dtype), d_k.to(k.dtype), total, None, None, None
+
+
+def gradients_at(
+    found: Threshold, rows: Tensor, t: Tensor, grad: Tensor, alpha: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What ``grad [nnz]`` on the weights of some entries gives those entries [nnz], k [n] and alpha [n].
+
+    ``t [nnz]`` are the entries' distances; alpha gets zeros if the threshold has no ``mean_t``.
+    """
+    share = exp_((found.shift.abs() - found.log_sum)[rows] - t.abs())  # Phi'(t) / sum of Phi'
+    weighted = share * grad
+    d_k = torch.zeros_like(found.pivot).index_add_(0, rows, weighted)
+    per_row = found.density() / alpha
+    d_values = per_row[rows] * share * (grad - d_k[rows])
+    d_alpha = torch.zeros_like(d_k)
+    if found.mean_t is not None:
+        d_alpha.index_add_(0, rows, weighted * (found.mean_t[rows] - t)).mul_(per_row)
+    return d_values, d_k, d_alpha

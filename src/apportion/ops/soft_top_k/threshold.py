@@ -1,9 +1,10 @@
 """The threshold of the soft top-k: the one b per row at which the weights sum to k, exact at any temperature.
 
 An entry above b weighs at least 1/2, so at most 2k entries lie above b, and b is not below the 2k-th largest.
-Every entry up to that one is below b and adds e^t / 2, whatever b turns out to be: one streaming sum replaces
-them all. The few above it are sorted, b's place among them is found by bisection, and b follows from a quadratic
-equation. Rows with k > F/2 are solved upside down: p(a, k) = 1 - p(-a, F - k).
+Every entry up to that one is below b and adds e^t / 2, whatever b turns out to be: one sum replaces them all. It
+is taken over the entries that lie near, if those are few, else over whole rows in cache. The entries above are
+sorted, b's place among them is found by bisection, and b follows from a quadratic equation. Rows with k > F/2 are
+solved upside down: p(a, k) = 1 - p(-a, F - k).
 """
 
 from __future__ import annotations
@@ -16,47 +17,23 @@ import torch
 from torch import Tensor
 
 from ..select import Pairs, entries_above, kth_bound
+from .solve import Tail, Threshold, exp_, solve_sorted
 
 _CHUNK_BYTES = 1 << 22  # what the streaming passes work on at a time: it stays in cache
 _BLOCK = 1 << 20  # entries that are sorted and bisected at a time
-_LOG_ZERO = -800.0  # stands for ln 0 where k = 0 would put b infinitely high: e^-800 is zero in float64
-
-
-class Threshold(NamedTuple):
-    """b = pivot + alpha * shift per row: near an entry an absolute b would not be exact enough.
-
-    Attributes:
-        pivot: [n], float64, the entry of the row that is nearest to b.
-        shift: [n], float64.
-        log_sum: [n], float64: ln of the sum over all entries of exp(|shift| - |t_f|), t_f = (a_f - b) / alpha;
-            infinite at k = F, where no gradient flows.
-        mean_t: [n], float64: the mean of t_f weighted by exp(-|t_f|), or None if it was not asked for.
-    """
-
-    pivot: Tensor
-    shift: Tensor
-    log_sum: Tensor
-    mean_t: Tensor | None
-
-    def distances(self, values: Tensor, rows: Tensor, alpha: float) -> Tensor:
-        """t [nnz] float64 of ``values [nnz]``, which stand in ``rows``."""
-        return (values.double() - self.pivot[rows]) / alpha - self.shift[rows]
-
-    def rows(self, part: slice) -> Threshold:
-        """The threshold of some of the rows."""
-        mean_t = None if self.mean_t is None else self.mean_t[part]
-        return Threshold(self.pivot[part], self.shift[part], self.log_sum[part], mean_t)
-
-    def density(self) -> Tensor:
-        """[n] float64: the sum over all entries of Phi'(t_f)."""
-        return ((self.log_sum - self.shift.abs()).exp() / 2).masked_fill(self.log_sum.isinf(), 0.0)
+_FEW = 1 / 32  # share of the entries up to which handling them one by one is cheaper than whole rows
+_SAMPLE = 16  # rows that are looked at to find out
 
 
 class Near(NamedTuple):
-    """Entries from some t upwards, in canonical order, with their t [nnz] in float64."""
+    """Entries with a large enough t, in canonical order, with their t [nnz] in float64.
+
+    ``complete``: the weights of all entries that are left out sum to less than a rounding error.
+    """
 
     pairs: Pairs
     t: Tensor
+    complete: bool
 
 
 def row_chunks(a: Tensor) -> Iterator[slice]:
@@ -66,55 +43,39 @@ def row_chunks(a: Tensor) -> Iterator[slice]:
 
 
 def find_threshold(
-    a: Tensor, k: Tensor, alpha: float, *, lowest_t: float = 0.0, relu: bool = False, moment: bool = False
+    a: Tensor, k: Tensor, alpha: float, *, lowest_t: float | None = None, relu: bool = False, moment: bool = False
 ) -> tuple[Threshold, Near]:
-    """The threshold of every row, and the entries with t >= ``lowest_t``.
+    """The threshold of every row, and its near entries.
 
     Args:
         a: [n, F], finite, n and F at least 1; only read.
         k: [n] float64, 0 <= k <= F.
         alpha: temperature > 0.
-        lowest_t: at most 0.
-        relu: ``a`` stands for ReLU(a); only entries above zero are returned.
+        lowest_t: entries with at least this t are near, at most 0; None for all that count if those are few, and
+            0 if they are not.
+        relu: ``a`` stands for ReLU(a); only entries above zero are near.
         moment: whether ``mean_t`` is needed.
     """
     many = k > a.shape[1] / 2
     if not many.any():
-        bound = _bound(a, k, relu)
-        pairs = entries_above(a, _reach(bound, alpha * lowest_t, relu))
-        found = _solve(a, k, alpha, bound, pairs, relu, moment)
-    else:
-        found = _solve_mixed(a, k, alpha, many, relu, moment)
-        b = found.pivot + alpha * (found.shift + lowest_t)
-        below = torch.nextafter(b.to(a.dtype), b.new_tensor(-torch.inf, dtype=a.dtype))
-        pairs = entries_above(a, _reach(below[:, None], 0.0, relu))
+        return _solve(a, k, alpha, lowest_t, relu, moment)
+    found = _solve_mixed(a, k, alpha, many, relu, moment)
+    b = (found.pivot + alpha * (found.shift + (lowest_t or 0.0)))[:, None].to(a.dtype)
+    pairs = entries_above(a, _lowered(b, 0.0, relu))
     t = found.distances(a[pairs.rows, pairs.features], pairs.rows, alpha)
-    keep = t >= lowest_t
-    return found, Near(pairs.take(keep), t[keep])
-
-
-def _bound(a: Tensor, k: Tensor, relu: bool) -> Tensor:
-    """[n, 1]: an entry of each row that is not above its 2k-th largest."""
-    bound = kth_bound(a, (2 * k).ceil().long())
-    return bound.clamp(min=0) if relu else bound
-
-
-def _reach(bound: Tensor, by: float, relu: bool) -> Tensor:
-    """``bound`` moved by so much, but not below zero where entries below zero stand for zero."""
-    return (bound + by).clamp(min=0) if relu else bound + by
+    keep = t >= (lowest_t or 0.0)
+    return found, Near(pairs.take(keep), t[keep], False)
 
 
 def _solve_mixed(a: Tensor, k: Tensor, alpha: float, many: Tensor, relu: bool, moment: bool) -> Threshold:
     """Rows with few and with many of their entries above b, on copies."""
-    n = len(a)
-    pivot, shift, log_sum, mean_t = (torch.zeros(n, dtype=torch.float64, device=a.device) for _ in range(4))
+    pivot, shift, log_sum, mean_t = (torch.zeros_like(k) for _ in range(4))
     for sign, rows in ((1.0, (~many).nonzero()[:, 0]), (-1.0, many.nonzero()[:, 0])):
         if len(rows) == 0:
             continue
         part = sign * (a[rows].relu() if relu else a[rows])
         few = k[rows] if sign > 0 else a.shape[1] - k[rows]
-        bound = _bound(part, few, relu=False)
-        found = _solve(part, few, alpha, bound, entries_above(part, bound), False, moment)
+        found, _ = _solve(part, few, alpha, None, False, moment)
         pivot[rows], shift[rows], log_sum[rows] = sign * found.pivot, sign * found.shift, found.log_sum
         if found.mean_t is not None:
             mean_t[rows] = sign * found.mean_t
@@ -122,108 +83,95 @@ def _solve_mixed(a: Tensor, k: Tensor, alpha: float, many: Tensor, relu: bool, m
     return Threshold(pivot, shift, log_sum, mean_t if moment else None)
 
 
-class _Tail(NamedTuple):
-    """The entries up to ``bound``: with u = (a - bound) / alpha, the sums of e^u and of u e^u; [n] float64."""
-
-    bound: Tensor
-    mass: Tensor
-    moment: Tensor | None
-
-
 def _solve(
-    a: Tensor, k: Tensor, alpha: float, bound: Tensor, pairs: Pairs, relu: bool, moment: bool
-) -> Threshold:
-    """The threshold of rows with k <= F/2, given pairs that include all entries above the bound."""
+    a: Tensor, k: Tensor, alpha: float, lowest_t: float | None, relu: bool, moment: bool
+) -> tuple[Threshold, Near]:
+    """The threshold and the near entries of rows with k <= F/2."""
+    bound = kth_bound(a, (2 * k).ceil().long())
+    bound = bound.clamp(min=0) if relu else bound
+    matters = -math.log(a.shape[1] / torch.finfo(a.dtype).eps)  # u from which all e^u together are an epsilon
+    complete = _are_few(a, _lowered(bound, alpha * matters, relu))
+    if lowest_t is None:
+        lowest_t = matters if complete else 0.0
+    reach = min(lowest_t, matters if complete else 0.0)
+    pairs = entries_above(a, _lowered(bound, alpha * reach, relu) if reach < 0 else bound)
     values = a[pairs.rows, pairs.features]
-    above = values > bound[pairs.rows, 0]
-    rows, values = pairs.rows[above], values[above]
-    counts = torch.bincount(rows, minlength=len(a))
-    tail = _stream(a, bound, counts, alpha, relu, moment)
-    starts = counts.cumsum(0) - counts
-    width = int(counts.max())
-    step = max(_BLOCK // (width + 1), 1)
-    parts = []
-    for first in range(0, len(a), step):
-        block = slice(first, first + step)
-        n = len(counts[block])
-        mine = slice(int(starts[first]), int(starts[first]) + int(counts[block].sum()))
-        slots = torch.arange(mine.start, mine.stop, device=a.device) - starts[rows[mine]]
-        # Places beyond a row's entries hold minus infinity, which weighs nothing.
-        sorted_values = torch.full((n, width + 1), -torch.inf, dtype=torch.float64, device=a.device)
-        sorted_values[rows[mine] - first, slots] = values[mine].double()
-        sorted_values = sorted_values.sort(dim=1, descending=True).values
-        part = _Tail(tail.bound[block], tail.mass[block], tail.moment[block] if tail.moment is not None else None)
-        parts.append(_solve_sorted(sorted_values, counts[block], part, k[block], alpha))
-    if len(parts) == 1:
-        return parts[0]
-    columns = zip(*parts, strict=True)
-    return Threshold(*(None if column[0] is None else torch.cat(column) for column in columns))  # type: ignore[arg-type]
+    above = values > bound[:, 0][pairs.rows]
+    rows_above = pairs.rows[above]
+    counts = torch.bincount(rows_above, minlength=len(a))
+    if complete:
+        tail = _tail_of_pairs(a, bound, pairs.take(~above), values[~above], counts, alpha, relu, moment)
+    else:
+        tail = _tail_of_rows(a, bound, counts, alpha, relu, moment)
+    found = _solve_ragged(values[above].double(), rows_above, counts, tail, k, alpha)
+    t = found.distances(values, pairs.rows, alpha)
+    keep = t >= lowest_t
+    return found, Near(pairs.take(keep), t[keep], complete)
 
 
-def _stream(a: Tensor, bound: Tensor, counts: Tensor, alpha: float, relu: bool, moment: bool) -> _Tail:
-    """The tail's sums in one pass; ``counts [n]`` entries are above the bound."""
+def _lowered(bound: Tensor, by: float, relu: bool) -> Tensor:
+    """A level under ``bound + by``; never under zero where entries below zero stand for zero."""
+    level = torch.nextafter(bound + by, bound.new_tensor(-torch.inf))
+    return level.clamp(min=0) if relu else level
+
+
+def _are_few(a: Tensor, level: Tensor) -> bool:
+    """Whether a small share of the entries lies above ``level [n, 1]``, judged by some of the rows."""
+    some = slice(None, None, max(len(a) // _SAMPLE, 1))
+    return bool((a[some] > level[some]).float().mean() <= _FEW)
+
+
+def _tail_of_pairs(
+    a: Tensor, bound: Tensor, pairs: Pairs, values: Tensor, counts: Tensor, alpha: float, relu: bool, moment: bool
+) -> Tail:
+    """The tail's sums from the pairs that matter; ``counts [n]`` entries are above the bound."""
+    level = bound[:, 0].double()
+    u = (values.double() - level[pairs.rows]) / alpha
+    e = exp_(u.clone())
+    mass = torch.zeros_like(level).index_add_(0, pairs.rows, e)
+    first = torch.zeros_like(level).index_add_(0, pairs.rows, u * e)
+    if relu:
+        zeros = a.shape[1] - counts - torch.bincount(pairs.rows, minlength=len(a))
+        mass += zeros * (-level / alpha).exp()
+        first += zeros * (-level / alpha) * (-level / alpha).exp()
+    return Tail(level, mass, first if moment else None)
+
+
+def _tail_of_rows(a: Tensor, bound: Tensor, counts: Tensor, alpha: float, relu: bool, moment: bool) -> Tail:
+    """The tail's sums in one pass over all entries; ``counts [n]`` of them are above the bound."""
     mass = torch.empty(len(a), dtype=torch.float64, device=a.device)
     first = torch.empty_like(mass) if moment else None
     parts = list(row_chunks(a))
     buffer = torch.empty_like(a[parts[0]])
-    other = torch.empty_like(buffer) if moment else buffer
     for part in parts:
-        floor = bound[part]
-        u, e = buffer[: len(floor)], other[: len(floor)]
-        torch.minimum(a[part], floor, out=u)
+        level = bound[part]
+        u = torch.minimum(a[part], level, out=buffer[: len(level)])
         if relu:
             u.clamp_(min=0)
-        torch.exp(u.sub_(floor).mul_(1 / alpha), out=e)
+        u.sub_(level).mul_(1 / alpha)
+        e = exp_(u.clone() if moment else u)
         # In float64, so that taking off the ones that stand for entries above the bound leaves no error.
         torch.sum(e, 1, dtype=torch.float64, out=mass[part])
         if first is not None:
             first[part] = torch.linalg.vecdot(u, e)
-    return _Tail(bound[:, 0].double(), mass - counts, first)
+    return Tail(bound[:, 0].double(), mass - counts, first)
 
 
-def _solve_sorted(c: Tensor, counts: Tensor, tail: _Tail, k: Tensor, alpha: float) -> Threshold:
-    """The threshold from the falling entries ``c [n, W + 1]`` above the tail, ``counts [n]`` <= W of each row."""
-    above = _count_above(c, counts, tail, k, alpha)
-    lower = torch.where(above < counts, c.gather(1, above[:, None])[:, 0], tail.bound)
-    upper = torch.where(above > 0, c.gather(1, (above - 1).clamp(min=0)[:, None])[:, 0], torch.inf)
-    gap = (upper - lower) / alpha
-
-    # With b = lower + alpha y = upper - alpha z and y + z = gap:  above - k - P e^-z / 2 + Q e^-y / 2 = 0.
-    is_above = torch.arange(c.shape[1], device=c.device) < above[:, None]
-    reference = torch.where(is_above, upper[:, None], lower[:, None])
-    sums = torch.exp(-(c - reference).abs() / alpha)
-    log_p = sums.masked_fill(~is_above, 0).sum(1).log()
-    log_q = (sums.masked_fill(is_above, 0).sum(1) + tail.mass * ((tail.bound - lower) / alpha).exp()).log()
-    excess = above - k
-    log_excess = excess.abs().log().masked_fill(k == 0, _LOG_ZERO)
-    log_root = torch.logaddexp(log_excess, torch.logaddexp(2 * log_excess, log_p + log_q - gap) / 2)
-    from_below = (log_q - log_root).clamp(min=0)
-    from_above = (log_p - log_root).clamp(min=0)
-    y = torch.where(excess <= 0, from_below, gap - from_above)
-    z = torch.where(excess <= 0, gap - from_below, from_above)
-
-    pivot, shift = torch.where(z < y, upper, lower), torch.where(z < y, -z, y)
-    log_sum = torch.logaddexp(log_p - z, log_q - y) + shift.abs()
-    if tail.moment is None:
-        return Threshold(pivot, shift, log_sum, None)
-    t = (c - pivot[:, None]) / alpha - shift[:, None]
-    weights = (shift.abs()[:, None] - t.abs()).exp()
-    drop = (tail.bound - pivot) / alpha - shift
-    total = (weights * t.nan_to_num(neginf=0.0)).sum(1)
-    total = total + (shift.abs() + drop).exp() * (tail.moment + drop * tail.mass)
-    return Threshold(pivot, shift, log_sum, total / log_sum.exp())
-
-
-def _count_above(c: Tensor, counts: Tensor, tail: _Tail, k: Tensor, alpha: float) -> Tensor:
-    """[n]: how many entries lie above b, by bisection: the first entry at which the weights sum to k or more."""
-    low, high = torch.zeros_like(counts), counts
-    for _ in range(math.ceil(math.log2(c.shape[1])) + 1):
-        middle = (low + high) // 2
-        level = torch.where(middle < counts, c.gather(1, middle[:, None])[:, 0], tail.bound)
-        t = (c - level[:, None]) / alpha
-        half = (-t.abs()).exp() / 2
-        mass = torch.where(t >= 0, 1 - half, half).sum(1) + tail.mass * ((tail.bound - level) / alpha).exp() / 2
-        enough = mass >= k
-        low, high = torch.where(enough, low, middle + 1), torch.where(enough, middle, high)
-        low = torch.minimum(low, high)
-    return high
+def _solve_ragged(values: Tensor, rows: Tensor, counts: Tensor, tail: Tail, k: Tensor, alpha: float) -> Threshold:
+    """The threshold from the entries above the bound: ``values [nnz]`` in ``rows``, ``counts [n]`` per row."""
+    starts = counts.cumsum(0) - counts
+    width = int(counts.max())
+    step = max(_BLOCK // (width + 1), 1)
+    parts = []
+    for first in range(0, len(counts), step):
+        block = slice(first, first + step)
+        begin, n = int(starts[first]), len(counts[block])
+        mine = slice(begin, begin + int(counts[block].sum()))
+        slots = torch.arange(mine.start, mine.stop, device=values.device) - starts[rows[mine]]
+        padded = values.new_full((n, width + 1), -torch.inf)  # minus infinity weighs nothing
+        padded[rows[mine] - first, slots] = values[mine]
+        c = padded.sort(dim=1, descending=True).values
+        parts.append(solve_sorted(c, counts[block], tail.rows(block), k[block], alpha))
+    pivot, shift, log_sum = (torch.cat([part[i] for part in parts]) for i in range(3))  # type: ignore[misc]
+    moments = [part.mean_t for part in parts if part.mean_t is not None]
+    return Threshold(pivot, shift, log_sum, torch.cat(moments) if moments else None)
