@@ -2,6 +2,7 @@
 
     python benchmarks/synthetic.py                                   # goes on where it was stopped
     python benchmarks/synthetic.py --recipes soft_sae --seed 0       # any recipe; one seed
+    python benchmarks/synthetic.py --recipes soft_sae:allocator.budget.estimator=own    # with a setting changed
     python benchmarks/synthetic.py --table                           # Markdown from the rows there are
 
 A seed gives dictionary, tokens, their order and the initial weights. Every recipe is trained at the true mean
@@ -25,6 +26,7 @@ from quality import CACHE, HERE, append, interval, rows_in
 import apportion as ap
 from apportion.evaluate import reblock
 from apportion.metrics import recovered, spearman
+from apportion.recipes import adjusted
 
 RESULTS = HERE / "results" / "synthetic.jsonl"
 RECIPES, SEEDS = "token_choice,mutual_choice", (0, 1, 2)
@@ -62,7 +64,7 @@ def identify(recipe: str, seed: int) -> tuple[str, dict[str, Any]]:
     config = {
         "source": TRUTH.model_copy(update={"seed": seed}).model_dump(mode="json"),
         "heldout": HELD_OUT,
-        "run": ap.recipe(recipe).make(TRUTH.d_in, D_SAE, TRUTH.k, seed).model_dump(mode="json"),
+        "run": run_of(recipe, seed).model_dump(mode="json"),
         "train": TRAIN.model_copy(update={"seed": seed}).model_dump(mode="json"),
         "evaluate_tokens": EVALUATE_TOKENS,
     }
@@ -70,14 +72,21 @@ def identify(recipe: str, seed: int) -> tuple[str, dict[str, Any]]:
     return digest, {"recipe": recipe, "seed": seed, "config": config}
 
 
+def run_of(name: str, seed: int) -> ap.RunConfig:
+    """The config behind ``RECIPE`` or ``RECIPE:FIELD=VALUE``."""
+    recipe, _, setting = name.partition(":")
+    run = ap.recipe(recipe).make(TRUTH.d_in, D_SAE, TRUTH.k, seed)
+    return adjusted(run, recipe, [f"{recipe}.{setting}"], [recipe]) if setting else run
+
+
 def run(key: str, identity: dict[str, Any]) -> dict[str, Any]:
     """Train one SAE, or take it from the cache, and measure it."""
     config, recipe = identity["config"], identity["recipe"]
     truth = ap.SyntheticConfig.parse(config["source"], recipe)
     source = ap.SyntheticSource(truth, heldout=config["heldout"])
-    runs = {recipe: ap.RunConfig.parse(config["run"], recipe)}
+    runs = {"run": ap.RunConfig.parse(config["run"], recipe)}
     settings = ap.TrainConfig.parse(config["train"], recipe)
-    sae = ap.train(runs, source, CACHE / f"synthetic-{key}", settings, progress=True)[recipe]
+    sae = ap.train(runs, source, CACHE / f"synthetic-{key}", settings, progress=True)["run"]
     measures = ap.evaluate(sae, source, limit=config["evaluate_tokens"])
     return {
         "key": key,

@@ -17,7 +17,7 @@ from torch import Tensor
 from .clock import END, Clock
 from .errors import InvalidInput
 from .ops.contend import first_in_columns, first_of_all
-from .ops.rectified import weigh
+from .ops.rectified import rectified_means, weigh
 from .ops.select import Pairs, entries_above, select_batch, select_rows
 from .ops.select_columns import select_columns
 from .ops.settle import error_band, exact_rows, exact_values, settled_above, settled_rows
@@ -78,6 +78,14 @@ class Affinities(abc.ABC):
     @abc.abstractmethod
     def weigh(self, weight: Tensor) -> Tensor:
         """[n]: every token's affinities times ``weight [d_sae]``, summed; differentiable in ``weight`` alone."""
+
+    @abc.abstractmethod
+    def means(self, every: int = 1) -> Tensor:
+        """[d_sae]: every feature's mean affinity over each ``every``-th row."""
+
+    @abc.abstractmethod
+    def peaks(self) -> Tensor:
+        """[d_sae]: every feature's largest pre-activation."""
 
     @abc.abstractmethod
     def above(self, theta: Tensor | float) -> Pairs:
@@ -169,6 +177,19 @@ class DenseAffinities(Affinities):
 
     def weigh(self, weight: Tensor) -> Tensor:
         return weigh(self._pre, weight)
+
+    def means(self, every: int = 1) -> Tensor:
+        means = self._pre.new_zeros(self.d_sae)
+        columns = slice(None) if self._features is None else self._features
+        means[columns] = rectified_means(self._pre[::every])
+        return means
+
+    def peaks(self) -> Tensor:
+        peaks = self._pre.new_full((self.d_sae,), -torch.inf)
+        columns = slice(None) if self._features is None else self._features
+        if self.n:
+            peaks[columns] = self._pre.amax(0)
+        return peaks
 
     def above(self, theta: Tensor | float) -> Pairs:
         return self._named(entries_above(self._pre, self._columns(theta).clamp(min=0)))

@@ -18,13 +18,16 @@ EARLY = Clock(10, 100)
 
 def soft(alpha=0.3, floor=1e-7, k=8.0, estimator="shared"):
     config = SoftTopKConfig(
-        budget=LearnedConfig(k=k, estimator=estimator), alpha=Constant(value=alpha), floor=floor
+        budget=LearnedConfig(k=k, estimator=estimator),
+        alpha=Constant(value=alpha),
+        floor=floor,
+        through_rank=True,
     )
     sae = make_sae(config, dtype=torch.float64)
     scorer = sae.allocator.budget.scorer
     with torch.no_grad():
         (scorer.readout if estimator == "own" else scorer.weight).normal_(
-            std=2.0, generator=torch.Generator().manual_seed(3)
+            std=0.25, generator=torch.Generator().manual_seed(3)
         )
     return sae
 

@@ -10,6 +10,7 @@ from apportion.allocators import SoftTopKConfig, TokenChoiceConfig
 from apportion.budgets import LearnedConfig
 from apportion.clock import END, Clock
 from apportion.errors import InvalidConfig, InvalidInput
+from apportion.firing import Firing
 from apportion.schedules import Constant
 from apportion.trace import Trace
 
@@ -26,7 +27,7 @@ def sae_with(estimator="shared", k=8.0, spread=0.0, **settings):
         scorer = sae.allocator.budget.scorer
         readout = scorer.readout if estimator == "own" else scorer.weight
         with torch.no_grad():
-            readout.normal_(std=spread * len(readout) ** 0.5, generator=torch.Generator().manual_seed(4))
+            readout.normal_(std=spread * len(readout) ** 0.5 / 8, generator=torch.Generator().manual_seed(4))
     return sae
 
 
@@ -52,10 +53,11 @@ def test_k_is_bounded(estimator):
 def test_the_score_is_what_the_docstring_says(estimator):
     sae, x = sae_with(estimator, spread=0.3), inputs(40)
     scorer, a = sae.allocator.budget.scorer, sae.trace(x).pre.dense()
+    sae.allocator.observe(sae.trace(inputs(80, seed=9)), sae.dictionary(), Firing(96))
     score = {
-        "shared": lambda: a @ scorer.weight / 96**0.5,
-        "linear": lambda: x @ scorer.weight / 24**0.5,
-        "own": lambda: (x @ scorer.weight.T + scorer.bias).relu() @ scorer.readout / 96**0.5,
+        "shared": lambda: (a - scorer.mean) @ scorer.weight * 8 / 96**0.5,
+        "linear": lambda: x @ scorer.weight * 8 / 24**0.5,
+        "own": lambda: (x @ scorer.weight.T + scorer.bias).relu() @ scorer.readout * 8 / 96**0.5,
     }[estimator]()
     want = (16 * torch.sigmoid(score)).clamp(min=1)
     torch.testing.assert_close(k_of(sae, x), want, rtol=1e-4, atol=1e-4)
@@ -68,6 +70,17 @@ def test_the_published_layer_starts_as_the_encoder():
     scorer, x = sae.allocator.budget.scorer, inputs(20)
     torch.testing.assert_close(x @ scorer.weight.T + scorer.bias, (x - sae.b_dec) @ sae.W_enc + sae.b_enc)
     assert scorer.readout.abs().sum() > 0
+
+
+def test_the_shared_mean_is_that_of_the_affinities():
+    sae = sae_with("shared")
+    running = None
+    for seed in range(4):
+        trace = sae.trace(inputs(80, seed=seed))
+        sae.allocator.observe(trace, sae.dictionary(), Firing(96))
+        new = trace.pre.dense().detach()[::8].mean(0)
+        running = new if running is None else 0.9 * running + 0.1 * new
+    torch.testing.assert_close(sae.allocator.budget.scorer.mean, running)
 
 
 def loss_at(mean, clock, **settings):

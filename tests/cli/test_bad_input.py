@@ -21,6 +21,15 @@ TRAIN = {
     "k is not a number": (["--k", "nan", "--recipe", "mutual_choice"], r"nan"),
     "recipe unknown": (["--recipe", "tokn_choice"], r"unknown recipe 'tokn_choice'; nearest: 'token_choice'"),
     "recipe empty": (["--recipe", ","], r"--recipe = ',' names nothing"),
+    "paper unknown": (
+        ["--recipe", "soft_sae", "--paper", "gpt"],
+        r"no published settings called 'gpt', only: clip, llm",
+    ),
+    "paper of a recipe without": (["--paper", "llm"], r"'token_choice' has no published settings .* only: none"),
+    "run too short for the paper": (
+        ["--recipe", "soft_sae", "--paper", "llm"],
+        r"alpha takes 2500 steps and the run",
+    ),
     "set without value": (["--set", "clip"], r"not of the form RECIPE\.FIELD=VALUE"),
     "set other recipe": (["--set", "soft_sae.clip=1"], r"names 'soft_sae', which is not in --recipe"),
     "set no such group": (["--set", "token_choice.foo.bar=1"], r"there is no group 'foo'"),

@@ -73,6 +73,31 @@ def test_settings_reach_the_saved_config(command: Command, train: list, tmp_path
         assert adjusted["settings"]["seed"] == 3 and adjusted["settings"]["calibrate_tokens"] == 100
 
 
+def test_rules_with_parameters_and_buffers_train_from_the_command_line(
+    command: Command, train: list, store: Path, tmp_path: Path
+) -> None:
+    done = command(*train, "--recipe", "soft_sae,feature_choice", "--k", "8", "--json")
+    assert done.status == 0 and [row["run"] for row in done.rows] == ["soft_sae-k8", "feature_choice-k8"]
+    for row in done.rows:
+        assert row["l0_calibrated"] == pytest.approx(8, rel=0.01)
+        sae = ap.load(row["path"])
+        assert sae.k == 8 and not sae.allocator.couples_rows
+    assert command("evaluate", tmp_path / "runs", "--data", store, "--json").status == 0
+
+
+def test_published_settings_reach_the_run(command: Command, train: list, tmp_path: Path) -> None:
+    shorter = [
+        *("--set", 'soft_sae.allocator.alpha={"kind": "constant", "value": 0.01}'),
+        *("--recipe", "soft_sae", "--paper", "llm", "--k", "8"),
+    ]
+    assert command(*train, *shorter).status == 0
+    training = ap.load(tmp_path / "runs" / "soft_sae-k8").metadata["training"]
+    allocator = training["config"]["sae"]["allocator"]
+    assert allocator["budget"]["estimator"] == "own" and not allocator["budget"]["lower"]
+    assert training["config"]["lr"]["peak"] == 3e-4
+    assert training["settings"]["n_tokens"] == 1024, "what the command gives comes before the paper"
+
+
 def test_tables_are_for_people_and_have_a_line_per_run(command: Command, train: list, store: Path) -> None:
     done = command(*train)
     lines = done.out.splitlines()

@@ -31,16 +31,16 @@ class SoftTopKConfig(AllocatorConfig):
         alpha: width of the soft edge, in units of the scaled affinities.
         hard: share of the run, its last, with a hard top-k; k gets no gradient from the reconstruction there.
         floor: weights below it are left out of the code.
-        through_rank: whether affinities also get the gradient of their weights, as published: that of moving up
-            or down among their token's affinities.
+        through_rank: whether affinities also get the gradient of their weights, that of moving up or down among
+            their token's affinities. Published: yes; it grows as 1 / alpha and costs reconstruction here.
     """
 
     kind: Literal["soft_top_k"] = "soft_top_k"
     budget: Open[BudgetConfig]
-    alpha: Open[Schedule] = Constant(value=0.01)
+    alpha: Open[Schedule] = Constant(value=0.003)
     hard: float = Field(default=0.1, ge=0, le=1)
     floor: float = Field(default=0.01, gt=0, le=0.5)
-    through_rank: bool = True
+    through_rank: bool = False
 
     @property
     def mean_k(self) -> float:

@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from ..affinities import Affinities, Survey
 from ..clock import END, Clock
 from ..config import Open
+from ..firing import Firing
 from ..ops.relu_readout import relu_readout
 from ..schedules import Linear, Schedule
 from ..trace import Dictionary, Trace
+from ..world import SOLO, World
 from .base import Budget, BudgetConfig, meet, rounded
 
 
@@ -102,6 +104,9 @@ class Learned(Budget):
         weight = self.d_in / self.config.k if self.config.weight is None else self.config.weight
         return {"budget": weight * loss}
 
+    def observe(self, trace: Trace, dictionary: Dictionary, firing: Firing, world: World = SOLO) -> None:
+        self.scorer.observe(trace)
+
     @torch.no_grad()
     def solve(self, survey: Survey, k: float) -> Learned:
         scores = [(self.scorer(pre, x).double(), pre.d_sae) for pre, x in survey()]
@@ -125,16 +130,23 @@ class Learned(Budget):
 class Scorer(nn.Module, abc.ABC):
     """A token's score, [n], next to zero at first.
 
-    Scores are divided by the root of the number of weights that they sum over. Adam moves every weight by about
-    the learning rate, all of them together in one direction when that helps: without it one step could carry
-    every k from one bound to the other.
+    Scores are sums over n weights times 8 / sqrt(n). Adam moves every weight by about the learning rate, all of
+    them together in one direction when that helps: without the root one step could carry every k from one bound
+    to the other. (Of the factors 1, 4 and 16, 4 and 16 were best; see docs/soft_sae.md.)
     """
+
+    def scaled(self, total: Tensor, n: int) -> Tensor:
+        """A sum over ``n`` weights as a score."""
+        return total * (8 / math.sqrt(n))
 
     @abc.abstractmethod
     def forward(self, pre: Affinities, x: Tensor) -> Tensor: ...
 
     def initialise(self, dictionary: Dictionary, generator: torch.Generator) -> None:
         """Start from the dictionary as it starts."""
+
+    def observe(self, trace: Trace) -> None:
+        """See ``Budget.observe``."""
 
     @abc.abstractmethod
     def fold(self, scale: float) -> None:
@@ -145,17 +157,38 @@ class Scorer(nn.Module, abc.ABC):
 
 
 class Shared(Scorer):
-    """The encoder's affinities times ``weight [d_sae]``; the encoder gets no gradient from it."""
+    """The encoder's affinities, less their running mean, times ``weight [d_sae]``.
+
+    The encoder gets no gradient from it. Affinities are positive: not centred, most of what moves the weights
+    would move all tokens alike, which is the offset's affair.
+
+    Buffers:
+        mean: [d_sae] float32, running mean affinity of every feature.
+        seen: [] int64, steps that it has seen.
+    """
+
+    mean: Tensor
+    seen: Tensor
 
     def __init__(self, d_in: int, d_sae: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(d_sae, dtype=torch.float32))
+        self.register_buffer("mean", torch.zeros(d_sae, dtype=torch.float32))
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
 
     def forward(self, pre: Affinities, x: Tensor) -> Tensor:
-        return pre.weigh(self.weight) / math.sqrt(len(self.weight))
+        weight = self.weight.to(x.dtype)
+        return self.scaled(pre.weigh(weight) - weight @ self.mean.to(x.dtype), len(weight))
+
+    @torch.no_grad()
+    def observe(self, trace: Trace) -> None:
+        new = 0.1 if int(self.seen) else 1.0
+        self.mean.lerp_(trace.pre.means(every=8).float(), new)
+        self.seen += 1
 
     def fold(self, scale: float) -> None:
         self.weight.mul_(scale)
+        self.mean.div_(scale)
 
 
 class Direct(Scorer):
@@ -166,7 +199,7 @@ class Direct(Scorer):
         self.weight = nn.Parameter(torch.zeros(d_in, dtype=torch.float32))
 
     def forward(self, pre: Affinities, x: Tensor) -> Tensor:
-        return x @ self.weight.to(x.dtype) / math.sqrt(len(self.weight))
+        return self.scaled(x @ self.weight.to(x.dtype), len(self.weight))
 
     def fold(self, scale: float) -> None:
         self.weight.mul_(scale)
@@ -185,14 +218,14 @@ class Own(Scorer):
         self.readout = nn.Parameter(torch.zeros(d_sae, dtype=torch.float32))
 
     def forward(self, pre: Affinities, x: Tensor) -> Tensor:
-        return relu_readout(x, self.weight, self.bias, self.readout) / math.sqrt(len(self.readout))
+        return self.scaled(relu_readout(x, self.weight, self.bias, self.readout), len(self.readout))
 
     @torch.no_grad()
     def initialise(self, dictionary: Dictionary, generator: torch.Generator) -> None:
         self.weight.copy_(dictionary.weight)
         self.bias.copy_(dictionary.b_enc - dictionary.weight @ dictionary.b_dec)
         # Zero would cut the layer behind it off; this moves no k by a hundredth.
-        self.readout.normal_(std=1e-3, generator=generator)
+        self.readout.normal_(std=1e-4, generator=generator)
 
     def fold(self, scale: float) -> None:
         self.weight.mul_(scale)

@@ -32,6 +32,14 @@ def weigh(pre: Tensor, weight: Tensor) -> Tensor:
     return _Weigh.apply(pre.detach(), weight.to(pre.dtype))  # type: ignore[no-any-return]
 
 
+def rectified_means(pre: Tensor) -> Tensor:
+    """Column means [d_sae] of ``ReLU(pre [n, d_sae])``; zeros without rows."""
+    total = pre.new_zeros(pre.shape[1])
+    for part in _rectified(pre):
+        total += part.sum(0)
+    return total / max(len(pre), 1)
+
+
 def _rectified(pre: Tensor) -> Iterator[Tensor]:
     """Consecutive rows of ReLU(pre), in one buffer that the next ones overwrite."""
     step = max(_CHUNK // max(pre.shape[1], 1), 1)

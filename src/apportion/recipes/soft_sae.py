@@ -26,7 +26,10 @@ def llm(d_in: int, d_sae: int, k: float, seed: int) -> RunConfig:
         k=k, estimator="own", weight=1.0, lower=False, relaxed=Linear(start=1.0, end=0.0, until=0.01)
     )
     allocator = SoftTopKConfig(
-        budget=budget, alpha=LinearSteps(start=0.99, end=1e-4, steps=2500), hard=10_000 / steps
+        budget=budget,
+        alpha=LinearSteps(start=0.99, end=1e-4, steps=2500),
+        hard=10_000 / steps,
+        through_rank=True,
     )
     return RunConfig(
         sae=SAEConfig(d_in=d_in, d_sae=d_sae, allocator=allocator),
@@ -40,7 +43,7 @@ def clip(d_in: int, d_sae: int, k: float, seed: int) -> RunConfig:
     steps = _CLIP.n_steps
     relaxed = LinearSteps(start=1.0, end=0.0, steps=1600)
     budget = LearnedConfig(k=k, estimator="own", weight=1.0, lower=False, relaxed=relaxed)
-    allocator = SoftTopKConfig(budget=budget, alpha=Constant(value=1e-4), hard=6000 / steps)
+    allocator = SoftTopKConfig(budget=budget, alpha=Constant(value=1e-4), hard=6000 / steps, through_rank=True)
     return RunConfig(
         sae=SAEConfig(d_in=d_in, d_sae=d_sae, allocator=allocator),
         lr=WarmupDecay(peak=6e-4, warmup=1900 / steps, decay=1 - 6500 / steps),

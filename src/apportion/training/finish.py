@@ -14,7 +14,7 @@ from ..sae import SAE
 from .step import Run
 
 GAP_TOKENS = 65_536
-"""Calibration tokens on which the training rule and the frozen one are compared."""
+"""Calibration tokens on which silent features are counted and the rules of training and inference compared."""
 
 
 def finish(
@@ -36,10 +36,11 @@ def finish(
             yield batch.x.to(run.sae.device) * scale
 
     sae, calibration = run.sae.freeze().calibrate(blocks, run.sae.k)
-    gap: dict[str, Any] = {}
+    tokens = min(limit or GAP_TOKENS, GAP_TOKENS)
+    further: dict[str, Any] = {"silent": silent_share(run.sae, blocks, tokens)}
     if run.sae.allocator.couples_rows:
-        together, alone = inference_gap(run.sae, sae, blocks, batch_size, min(limit or GAP_TOKENS, GAP_TOKENS))
-        gap = {"in_batches": together, "frozen": alone}
+        together, alone = inference_gap(run.sae, sae, blocks, batch_size, tokens)
+        further |= {"in_batches": together, "frozen": alone}
     sae = sae.fold(scale).requires_grad_(False).eval()
     sae.metadata = {
         "source": source.describe(),
@@ -50,7 +51,7 @@ def finish(
             "tokens": calibration.tokens,
             "short": calibration.short,
             **calibration.extra,
-            **gap,
+            **further,
         },
     }
     return sae
@@ -79,6 +80,19 @@ def inference_gap(
         for spent, error in sums
     )
     return together, alone
+
+
+@torch.no_grad()
+def silent_share(sae: SAE, blocks: Callable[[], Iterator[Tensor]], limit: int) -> float:
+    """The share of features whose affinity is zero on all of the first ``limit`` rows: they get no gradient from
+    any loss, auxiliary ones included."""
+    largest, seen = torch.full((sae.d_sae,), -torch.inf, device=sae.device), 0
+    for x in blocks():
+        if seen >= limit:
+            break
+        largest = torch.maximum(largest, sae.trace(x[: limit - seen]).pre.peaks())
+        seen += len(x)
+    return float((largest <= 0).float().mean())
 
 
 def batches_of(blocks: Iterator[Tensor], size: int) -> Iterator[Tensor]:
