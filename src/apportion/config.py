@@ -51,6 +51,8 @@ def _faults(error: ValidationError, cls: type[BaseModel]) -> str:
         if fault["type"] == "extra_forbidden":
             known = ", ".join(sorted(cls.model_fields)) if len(fault["loc"]) == 1 else "see its config"
             lines.append(f"unknown key '{path}' (known keys: {known}); remove it or correct its name")
+        elif fault["type"] == "missing":
+            lines.append(f"'{path}' is missing; set it")
         else:
             # A fault of the whole config says in its message which values it is about.
             whole = not path or isinstance(fault["input"], dict)

@@ -8,7 +8,7 @@ import gzip
 import json
 import math
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -67,9 +67,15 @@ def iter_documents(
     text_field: str = "text",
     id_field: str = "id",
     target_field: str | None = None,
+    read_target: Callable[[Any], float | None] | None = None,
 ) -> Iterator[Document]:
-    """The documents of ``load_documents``, each read when it is asked for."""
-    fields = _Fields(text_field, id_field, target_field)
+    """The documents of ``load_documents``, each read when it is asked for.
+
+    Args:
+        read_target: makes a target of what the field holds (None where it is not there) in place of the check
+            that it is a number; a document may then be without.
+    """
+    fields = _Fields(text_field, id_field, target_field, read_target)
     if isinstance(data, (str, Path)):
         source, documents = str(data), _from_path(str(data), fields)
     else:
@@ -88,6 +94,7 @@ class _Fields:
     text: str
     id: str
     target: str | None
+    read_target: Callable[[Any], float | None] | None
 
     def document(self, record: Any, where: str, place: int) -> Document:
         if not isinstance(record, Mapping):
@@ -102,9 +109,20 @@ class _Fields:
                 "field that holds the text"
             )
         name = record.get(self.id)
-        target = None if self.target is None else _target(record.get(self.target), self.target, where, record)
+        target = None if self.target is None else self._target(record, self.target, where)
         own = str(place) if name is None else _checked(str(name), f"{where} by its field {self.id!r},")
         return Document(own, _checked(text, where), target)
+
+    def _target(self, record: Mapping[str, Any], field: str, where: str) -> float | None:
+        value: Any = record.get(field)
+        if self.read_target is not None:
+            return self.read_target(value)
+        if not usable_target(value):
+            raise InvalidInput(
+                f"{where} has {value!r:.40} as target {field!r} (its fields: {_names(record)}); expected a "
+                "finite number within float32: name another field or repair that record"
+            )
+        return float(value)
 
 
 def usable_target(value: Any) -> bool:
@@ -112,15 +130,6 @@ def usable_target(value: Any) -> bool:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return False
     return abs(value) <= _MOST and not math.isnan(value)  # compared first: a Python int may be beyond float
-
-
-def _target(value: Any, field: str, where: str, record: Mapping[str, Any]) -> float:
-    if not usable_target(value):
-        raise InvalidInput(
-            f"{where} has {value!r:.40} as target {field!r} (its fields: {_names(record)}); expected a "
-            "finite number within float32: name another field or repair that record"
-        )
-    return float(value)
 
 
 def _names(record: Mapping[str, Any]) -> str:
