@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
-from apportion.complexity import Text
+from apportion.activations import LoadedModel, load_model
+from apportion.activations.store import cutter_of
+from apportion.complexity import LanguageModel, Text, Tools
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 
@@ -54,3 +56,19 @@ def rated() -> list[dict[str, Any]]:
 def texts() -> list[Text]:
     """An easy and a hard text, and one that is next to nothing."""
     return [Text("easy", EASY, label=-1.0), Text("hard", HARD, label=2.5), Text("short", "No.", label=None)]
+
+
+@pytest.fixture(scope="session")
+def tiny() -> LoadedModel:
+    return load_model(str(shared("models/tiny-lm")))
+
+
+@pytest.fixture(scope="session")
+def tools(tiny: LoadedModel) -> Tools:
+    """Any model asked for is the tiny one."""
+
+    def language_model(name: str, context: int | None) -> LanguageModel:
+        length = context or 256
+        return LanguageModel(tiny, cutter_of(tiny, (), length, tensors=False), length)
+
+    return Tools(language_model=language_model)

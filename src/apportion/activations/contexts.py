@@ -27,6 +27,7 @@ class Window:
         document: index of the document.
         start: place of its first kept token among the kept tokens of the document.
         inputs: what the model is fed, where that is not ``ids`` (which are then empty).
+        span: the characters of the text that its kept tokens cover, from and up to, if asked for.
     """
 
     ids: NDArray[np.int32]
@@ -34,6 +35,7 @@ class Window:
     document: int
     start: int
     inputs: Mapping[str, Tensor] | None = None
+    span: tuple[int, int] | None = None
 
     @property
     def rows(self) -> int:
@@ -134,7 +136,7 @@ def check_context(model: Any, tokenizer: Any, context: int) -> None:
         found = "no tokenizer" if tokenizer is None else f"the slow tokenizer {type(tokenizer).__name__}"
         raise InvalidInput(f"the model comes with {found}; expected a fast one: add its tokenizer.json")
     room = context - tokenizer.num_special_tokens_to_add()
-    longest = _most_positions(model)
+    longest = most_positions(model)
     if room < 1 or (longest is not None and context > longest):
         raise InvalidConfig(
             f"context = {context} does not fit: expected more than {context - room} special tokens and at "
@@ -157,7 +159,8 @@ def embedding_rows(model: Any) -> int | None:
     return table.num_embeddings if isinstance(table, nn.Embedding) else None
 
 
-def _most_positions(model: Any) -> int | None:
+def most_positions(model: Any) -> int | None:
+    """The longest context that the model can read, if it says so."""
     longest = getattr(getattr(model, "config", None), "max_position_embeddings", None)
     found = [longest] if isinstance(longest, int) and longest > 0 else []
     if isinstance(model, nn.Module):
@@ -186,10 +189,11 @@ class TextCutter(Cutter[Document]):
     Args:
         context: most tokens in a window, special tokens included.
         rows: token ids from this on are refused; None allows all.
+        spans: whether windows say which characters they cover.
     """
 
-    def __init__(self, tokenizer: Any, context: int, rows: int | None = None) -> None:
-        self._tokenizer, self._context, self._rows = tokenizer, context, rows
+    def __init__(self, tokenizer: Any, context: int, rows: int | None = None, spans: bool = False) -> None:
+        self._tokenizer, self._context, self._rows, self._spans = tokenizer, context, rows, spans
 
     def windows(self, documents: Sequence[Document], first: int) -> list[list[Window]]:
         found = self._cut(documents, first)
@@ -203,8 +207,9 @@ class TextCutter(Cutter[Document]):
         return found
 
     def _cut(self, documents: Sequence[Document], first: int) -> list[list[Window]]:
+        texts = [document.text for document in documents]
         try:
-            return windows_of([document.text for document in documents], first, self._tokenizer, self._context)
+            return windows_of(texts, first, self._tokenizer, self._context, self._spans)
         except Exception as error:  # the Rust part of tokenizers raises its own family
             if len(documents) > 1:  # one by one, to name it
                 return [own for at, document in enumerate(documents) for own in self._cut([document], first + at)]
@@ -214,12 +219,15 @@ class TextCutter(Cutter[Document]):
             ) from error
 
 
-def windows_of(texts: Sequence[str], first: int, tokenizer: Any, context: int) -> list[list[Window]]:
+def windows_of(
+    texts: Sequence[str], first: int, tokenizer: Any, context: int, spans: bool = False
+) -> list[list[Window]]:
     """The contexts of each text that keep at least one token.
 
     Args:
         texts: of documents ``first``, ``first + 1`` and so on.
         context: most tokens in a window, special tokens included.
+        spans: whether windows say which characters they cover.
     """
     encoded = tokenizer(
         list(texts),
@@ -228,14 +236,23 @@ def windows_of(texts: Sequence[str], first: int, tokenizer: Any, context: int) -
         return_overflowing_tokens=True,
         return_attention_mask=False,
         return_token_type_ids=False,
+        return_offsets_mapping=spans,
     )
     special = np.array(sorted(tokenizer.all_special_ids), np.int64)
     result: list[list[Window]] = [[] for _ in texts]
     taken = [0] * len(texts)
-    for ids, sample in zip(encoded["input_ids"], encoded["overflow_to_sample_mapping"], strict=True):
+    for number, (ids, sample) in enumerate(
+        zip(encoded["input_ids"], encoded["overflow_to_sample_mapping"], strict=True)
+    ):
         array = np.array(ids, np.int32)
         keep = ~np.isin(array, special)
         if keep.any():
-            result[sample].append(Window(array, keep, first + sample, taken[sample]))
+            span = _span(encoded["offset_mapping"][number], keep) if spans else None
+            result[sample].append(Window(array, keep, first + sample, taken[sample], span=span))
             taken[sample] += int(keep.sum())
     return result
+
+
+def _span(offsets: Sequence[tuple[int, int]], keep: NDArray[np.bool_]) -> tuple[int, int]:
+    kept = np.array(offsets)[keep]
+    return int(kept[:, 0].min()), int(kept[:, 1].max())

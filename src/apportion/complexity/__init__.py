@@ -12,6 +12,7 @@ from .base import LanguageModel, Scored, Scorer, ScorerConfig, Text, Tools
 from .column import Column, ColumnConfig
 from .readability import Readability, ReadabilityConfig
 from .scores import Scores, ScoreScale, fit_scale, load_scores, save_scores
+from .surprisal import Surprisal, SurprisalConfig
 
 __all__ = [
     "Column",
@@ -24,6 +25,8 @@ __all__ = [
     "Scorer",
     "ScorerConfig",
     "Scores",
+    "Surprisal",
+    "SurprisalConfig",
     "Text",
     "Tools",
     "fit_scale",

@@ -133,9 +133,7 @@ class LanguageModel(NamedTuple):
 
 
 def _no_models(name: str, context: int | None) -> LanguageModel:
-    raise InvalidConfig(
-        f"the model {name!r} cannot be loaded here; build the scorer with Tools(language_model=...)"
-    )
+    raise InvalidConfig(f"no way to load the model {name!r} was given; build with Tools(language_model=...)")
 
 
 @dataclass(frozen=True)
