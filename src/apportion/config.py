@@ -55,7 +55,7 @@ def _faults(error: ValidationError, cls: type[BaseModel]) -> str:
             lines.append(f"'{path}' is missing; set it")
         else:
             # A fault of the whole config says in its message which values it is about.
-            whole = not path or isinstance(fault["input"], dict)
+            whole = not path or (fault["type"] == "value_error" and isinstance(fault["input"], dict))
             lines.append(message if whole else f"'{path}' = {fault['input']!r}: {message}")
     return "; ".join(lines)
 

@@ -46,6 +46,10 @@ class TrainingDiverged(ApportionError, ArithmeticError):
     """A loss became NaN or infinite."""
 
 
+class EndpointFailure(ApportionError, OSError):
+    """A server refuses the key, the model or the address, cannot be reached, or asks for too much patience."""
+
+
 def nearest(name: str, known: Iterable[str], n: int = 3) -> str:
     """A readable list of the ``n`` entries of ``known`` that look most like ``name``.
 

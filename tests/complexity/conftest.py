@@ -52,12 +52,6 @@ def rated() -> list[dict[str, Any]]:
         return [json.loads(line) for line in file][::20]
 
 
-@pytest.fixture
-def texts() -> list[Text]:
-    """An easy and a hard text, and one that is next to nothing."""
-    return [Text("easy", EASY, label=-1.0), Text("hard", HARD, label=2.5), Text("short", "No.", label=None)]
-
-
 @pytest.fixture(scope="session")
 def tiny() -> LoadedModel:
     return load_model(str(shared("models/tiny-lm")))

@@ -10,6 +10,7 @@ No model is loaded here: one that a scorer needs is handed in.
 from .._folder import import_siblings
 from .base import LanguageModel, Scored, Scorer, ScorerConfig, Text, Tools
 from .column import Column, ColumnConfig
+from .llm import Judge, JudgeConfig
 from .readability import Readability, ReadabilityConfig
 from .scores import Scores, ScoreScale, fit_scale, load_scores, save_scores
 from .surprisal import Surprisal, SurprisalConfig
@@ -17,6 +18,8 @@ from .surprisal import Surprisal, SurprisalConfig
 __all__ = [
     "Column",
     "ColumnConfig",
+    "Judge",
+    "JudgeConfig",
     "LanguageModel",
     "Readability",
     "ReadabilityConfig",

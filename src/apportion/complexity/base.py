@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -179,8 +179,8 @@ class Scorer(abc.ABC):
         return self.config.model_dump(mode="json", exclude={"kind"})
 
     @abc.abstractmethod
-    def score(self, texts: Iterable[Text]) -> Iterator[Scored]:
-        """One result per text, in their order.
+    def score(self, texts: Iterable[Text]) -> Generator[Scored, None, None]:
+        """One result per text, in their order; closing the generator ends the work.
 
         A text that cannot be scored gives a failure, never a made-up number; what hinders all texts raises.
         """

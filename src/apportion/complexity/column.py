@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from typing import Literal
 
 from pydantic import Field
@@ -37,7 +37,7 @@ class Column(Scorer):
         self.config: ColumnConfig = config
         self.direction = {"up": +1, "down": -1}[config.direction]
 
-    def score(self, texts: Iterable[Text]) -> Iterator[Scored]:
+    def score(self, texts: Iterable[Text]) -> Generator[Scored, None, None]:
         for text in texts:
             if text.label is None:
                 yield Scored.failed(text, f"no finite number in the field {self.config.field!r}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from typing import Any, Literal, NamedTuple
 
 from pydantic import Field, field_validator
@@ -72,7 +72,7 @@ class Readability(Scorer):
     def settings(self) -> dict[str, Any]:
         return super().settings() | {"textstat": importlib.metadata.version("textstat")}
 
-    def score(self, texts: Iterable[Text]) -> Iterator[Scored]:
+    def score(self, texts: Iterable[Text]) -> Generator[Scored, None, None]:
         words = max(self.config.min_words, self._formula.words)
         apply = getattr(self._textstat, self.config.formula)
         for text in texts:

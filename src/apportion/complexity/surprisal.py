@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, Literal
 
@@ -64,7 +64,7 @@ class Surprisal(Scorer):
     def settings(self) -> dict[str, Any]:
         return super().settings() | {"context": self._context}
 
-    def score(self, texts: Iterable[Text]) -> Iterator[Scored]:
+    def score(self, texts: Iterable[Text]) -> Generator[Scored, None, None]:
         for text, losses in self._with_losses(texts):
             found = losses[~np.isnan(losses)]
             if len(found):
