@@ -11,7 +11,7 @@ import pytest
 
 from apportion.activations import LoadedModel, load_model
 from apportion.activations.store import cutter_of
-from apportion.complexity import LanguageModel, Text, Tools
+from apportion.complexity import LanguageModel, Tools
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 

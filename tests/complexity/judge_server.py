@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 import time
 from collections import Counter
@@ -45,6 +46,14 @@ def rated(**changes: Any) -> Reply:
 Behaviour = Callable[[str, int], Reply]
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), ConnectionError):  # a client that was killed is no fault
+            super().handle_error(request, client_address)
+
+
 class JudgeServer:
     """Answers each request by ``behave(text, how often this text came before)``.
 
@@ -60,8 +69,7 @@ class JudgeServer:
         self.requests: list[tuple[float, dict[str, str], dict[str, Any]]] = []
         self.most = self._now = 0
         self._lock = threading.Lock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), self._handler())
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
 
     @property

@@ -15,10 +15,10 @@ from apportion.errors import InvalidConfig
 
 def test_labels_come_back_with_the_direction_that_was_stated() -> None:
     texts = [Text("a", "x", label=-1.5), Text("b", "y", label=None), Text("c", "z", label=3)]
-    up, down = (ColumnConfig(field="ease", direction=name).build(Tools()) for name in ("up", "down"))
+    up, down = (ColumnConfig(column="ease", direction=name).build(Tools()) for name in ("up", "down"))
     assert (up.direction, down.direction) == (1, -1)
     assert [done.value for done in down.score(texts)] == [-1.5, None, 3.0]
-    assert [done.failure for done in up.score(texts)] == [None, "no finite number in the field 'ease'", None]
+    assert [done.failure for done in up.score(texts)] == [None, "no finite number in the column 'ease'", None]
     assert up.config.label_field == "ease"
 
 
@@ -32,6 +32,10 @@ def test_a_table_of_words_is_read_as_numbers_where_they_are_some(tmp_path: Path)
 
 
 def test_bad_settings() -> None:
-    for data, words in (({}, "field"), ({"field": ""}, "field"), ({"field": "x", "direction": "left"}, "left")):
+    for data, words in (
+        ({}, "'column' is missing"),
+        ({"column": ""}, "column"),
+        ({"column": "x", "direction": "left"}, "left"),
+    ):
         with pytest.raises(InvalidConfig, match=words):
             ColumnConfig.parse(data, "scorer column")

@@ -14,7 +14,7 @@ from .conftest import EASY, HARD
 from .judge_server import JudgeServer, rated
 
 SETTINGS: dict[str, dict[str, Any]] = {
-    "column": {"field": "ease", "direction": "down"},
+    "column": {"column": "ease", "direction": "down"},
     "llm": {"model": "m", "key_env": None, "attempts": 1, "backoff": 0.0},
     "readability": {"formula": "flesch_reading_ease"},
     "surprisal": {"model": "tiny", "batch_size": 2},

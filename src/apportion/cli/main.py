@@ -13,11 +13,13 @@ from .bench import Bench
 from .capture import Capture
 from .demo import Demo
 from .evaluate import Evaluate
+from .score import Score
 from .train import Train
 
 COMMANDS: dict[str, Callable[..., Any]] = {
     "demo": Demo,
     "capture": Capture,
+    "score": Score,
     "train": Train,
     "evaluate": Evaluate,
     "bench": Bench,

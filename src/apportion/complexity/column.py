@@ -11,20 +11,20 @@ from .base import Scored, Scorer, ScorerConfig, Text, Tools
 
 
 class ColumnConfig(ScorerConfig):
-    """A field of the data.
+    """A numeric field of the data.
 
     Attributes:
-        field: its name.
+        column: its name.
         direction: "up" if its numbers rise with complexity, "down" if they fall, as human ratings of ease do.
     """
 
     kind: Literal["column"] = "column"
-    field: str = Field(min_length=1)
+    column: str = Field(min_length=1)
     direction: Literal["up", "down"] = "up"
 
     @property
     def label_field(self) -> str:
-        return self.field
+        return self.column
 
     def build(self, tools: Tools) -> Column:
         return Column(self)
@@ -40,6 +40,6 @@ class Column(Scorer):
     def score(self, texts: Iterable[Text]) -> Generator[Scored, None, None]:
         for text in texts:
             if text.label is None:
-                yield Scored.failed(text, f"no finite number in the field {self.config.field!r}")
+                yield Scored.failed(text, f"no finite number in the column {self.config.column!r}")
             else:
                 yield Scored.of(text, text.label)

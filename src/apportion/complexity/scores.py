@@ -79,7 +79,7 @@ class Scores:
             ids: of the documents, as ``StoreSource.documents`` or ``load_documents`` has them.
             starts: of contexts, as ``Contexts.start`` has them; scores of documents then hold for each of
                 their contexts.
-            digests: ``Text.digest`` of each text, to notice those that have changed.
+            digests: ``Text.digest`` of what was scored, document or context, to notice what has changed.
 
         Raises:
             InvalidInput: texts have no row, occur twice or have changed; the message counts each.
