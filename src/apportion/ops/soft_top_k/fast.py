@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..fresh import fresh_like
+from ..select import Pairs
 from .checks import checked
 from .pairs import gradients_at
 from .solve import Threshold, exp_, laplace_cdf
@@ -56,7 +57,8 @@ class _SoftTopK(torch.autograd.Function):
             for part in row_chunks(a):  # as if every entry lay below b
                 t = _distances(a[part], found.rows(part), temperature, weights[part])
                 exp_(t.sub_(math.log(2.0)))
-        weights[near.pairs.rows, near.pairs.features] = laplace_cdf(near.t).to(a.dtype)
+        flat = near.pairs.rows * a.shape[1] + near.pairs.features
+        weights.view(-1).index_copy_(0, flat, laplace_cdf(near.t).to(a.dtype))
         ctx.save_for_backward(a, k, alpha, *near.pairs, near.t, *found)
         ctx.complete, ctx.temperature = near.complete, temperature
         return weights
@@ -68,8 +70,9 @@ class _SoftTopK(torch.autograd.Function):
         found = Threshold(*statistics)
         d_a = fresh_like(a)
         if ctx.complete:
-            d_values, d_k, d_alpha = gradients_at(found, rows, t, grad[rows, features], ctx.temperature)
-            d_a[rows, features] = d_values.to(a.dtype)
+            near = Pairs(rows, features)
+            d_values, d_k, d_alpha = gradients_at(found, rows, t, near.of(grad), ctx.temperature)
+            d_a.view(-1).index_copy_(0, rows * a.shape[1] + features, d_values.to(a.dtype))
         else:
             parts = [
                 _gradients(a[part], grad[part], found.rows(part), ctx.temperature, d_a[part])

@@ -104,12 +104,12 @@ def gradients_at(
 
     ``t [nnz]`` are the entries' distances; alpha gets zeros if the threshold has no ``mean_t``.
     """
-    share = exp_((found.shift.abs() - found.log_sum)[rows] - t.abs())  # Phi'(t) / sum of Phi'
+    share = exp_((found.shift.abs() - found.log_sum).index_select(0, rows) - t.abs())  # Phi'(t) / sum of Phi'
     weighted = share * grad
     d_k = torch.zeros_like(found.pivot).index_add_(0, rows, weighted)
     per_row = found.density() / alpha
-    d_values = per_row[rows] * share * (grad - d_k[rows])
+    d_values = per_row.index_select(0, rows) * share * (grad - d_k.index_select(0, rows))
     d_alpha = torch.zeros_like(d_k)
     if found.mean_t is not None:
-        d_alpha.index_add_(0, rows, weighted * (found.mean_t[rows] - t)).mul_(per_row)
+        d_alpha.index_add_(0, rows, weighted * (found.mean_t.index_select(0, rows) - t)).mul_(per_row)
     return d_values, d_k, d_alpha

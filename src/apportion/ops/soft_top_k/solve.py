@@ -35,7 +35,11 @@ class Threshold(NamedTuple):
 
     def distances(self, values: Tensor, rows: Tensor, alpha: float) -> Tensor:
         """t [nnz] float64 of ``values [nnz]``, which stand in ``rows``."""
-        return (values.double() - self.pivot[rows]) / alpha - self.shift[rows]
+        return (
+            (values.double() - self.pivot.index_select(0, rows))
+            .div_(alpha)
+            .sub_(self.shift.index_select(0, rows))
+        )
 
     def density(self) -> Tensor:
         """[n] float64: the sum over all entries of Phi'(t_f)."""
@@ -71,13 +75,14 @@ def solve_sorted(c: Tensor, counts: Tensor, tail: Tail, k: Tensor, alpha: float)
     """The threshold of rows with k <= F/2.
 
     Args:
-        c: [n, W + 1] float64, the entries above the tail's bound, falling; then minus infinity.
+        c: [n, W + 1], the entries above the tail's bound, falling; then minus infinity.
         counts: [n] int64, how many of them there are, at most W.
         tail: all other entries.
         k: [n] float64.
         alpha: temperature.
     """
     above = _count_above(c, counts, tail, k, alpha)
+    c = c.double()
     lower = torch.where(above < counts, c.gather(1, above[:, None])[:, 0], tail.bound)
     upper = torch.where(above > 0, c.gather(1, (above - 1).clamp(min=0)[:, None])[:, 0], torch.inf)
     gap = (upper - lower) / alpha
@@ -107,12 +112,19 @@ def _count_above(c: Tensor, counts: Tensor, tail: Tail, k: Tensor, alpha: float)
     low, high = torch.zeros_like(counts), counts
     for _ in range(c.shape[1].bit_length()):
         middle = (low + high) // 2
-        level = torch.where(middle < counts, c.gather(1, middle[:, None])[:, 0], tail.bound)
+        level = torch.where(middle < counts, c.gather(1, middle[:, None])[:, 0], tail.bound.to(c.dtype))
         in_tail = tail.mass * ((tail.bound - level) / alpha).exp() / 2
-        enough = laplace_cdf((c - level[:, None]) / alpha).sum(1) + in_tail >= k
+        enough = _sum_of_weights((c - level[:, None]).div_(alpha)) + in_tail >= k
         low, high = torch.where(enough, low, middle + 1), torch.where(enough, middle, high)
         low = torch.minimum(low, high)
     return high
+
+
+def _sum_of_weights(t: Tensor) -> Tensor:
+    """[n] float64: the sum of Phi(t) of every row of ``t [n, W]``."""
+    distance = t.abs().neg_()
+    signed = torch.copysign(1 - exp_(distance), t)  # Phi(t) = (1 + signed) / 2, in a fifth of the time of where
+    return (t.shape[1] + signed.sum(1, dtype=torch.float64)) / 2
 
 
 def _mean_t(c: Tensor, found: Threshold, tail: Tail, alpha: float) -> Tensor:

@@ -62,7 +62,7 @@ def find_threshold(
     found = _solve_mixed(a, k, alpha, many, relu, moment)
     b = (found.pivot + alpha * (found.shift + (lowest_t or 0.0)))[:, None].to(a.dtype)
     pairs = entries_above(a, _lowered(b, 0.0, relu))
-    t = found.distances(a[pairs.rows, pairs.features], pairs.rows, alpha)
+    t = found.distances(pairs.of(a), pairs.rows, alpha)
     keep = t >= (lowest_t or 0.0)
     return found, Near(pairs.take(keep), t[keep], False)
 
@@ -90,20 +90,21 @@ def _solve(
     bound = kth_bound(a, (2 * k).ceil().long())
     bound = bound.clamp(min=0) if relu else bound
     matters = -math.log(a.shape[1] / torch.finfo(a.dtype).eps)  # u from which all e^u together are an epsilon
-    complete = _are_few(a, _lowered(bound, alpha * matters, relu))
+    complete = _are_few_between(a, _lowered(bound, alpha * matters, relu), bound)
     if lowest_t is None:
         lowest_t = matters if complete else 0.0
     reach = min(lowest_t, matters if complete else 0.0)
     pairs = entries_above(a, _lowered(bound, alpha * reach, relu) if reach < 0 else bound)
-    values = a[pairs.rows, pairs.features]
-    above = values > bound[:, 0][pairs.rows]
-    rows_above = pairs.rows[above]
+    values = pairs.of(a)
+    above = values > bound[:, 0].index_select(0, pairs.rows)
+    places = above.nonzero()[:, 0]
+    rows_above, values_above = pairs.rows.index_select(0, places), values.index_select(0, places)
     counts = torch.bincount(rows_above, minlength=len(a))
     if complete:
-        tail = _tail_of_pairs(a, bound, pairs.take(~above), values[~above], counts, alpha, relu, moment)
+        tail = _tail_of_pairs(a, bound, pairs.rows, values, counts, alpha, relu, moment)
     else:
         tail = _tail_of_rows(a, bound, counts, alpha, relu, moment)
-    found = _solve_ragged(values[above].double(), rows_above, counts, tail, k, alpha)
+    found = _solve_ragged(values_above, rows_above, counts, tail, k, alpha)
     t = found.distances(values, pairs.rows, alpha)
     keep = t >= lowest_t
     return found, Near(pairs.take(keep), t[keep], complete)
@@ -115,23 +116,23 @@ def _lowered(bound: Tensor, by: float, relu: bool) -> Tensor:
     return level.clamp(min=0) if relu else level
 
 
-def _are_few(a: Tensor, level: Tensor) -> bool:
-    """Whether a small share of the entries lies above ``level [n, 1]``, judged by some of the rows."""
+def _are_few_between(a: Tensor, level: Tensor, bound: Tensor) -> bool:
+    """Whether a small share of the entries lies between two levels [n, 1], judged by some of the rows."""
     some = slice(None, None, max(len(a) // _SAMPLE, 1))
-    return bool((a[some] > level[some]).float().mean() <= _FEW)
+    return bool(((a[some] > level[some]) & (a[some] <= bound[some])).float().mean() <= _FEW)
 
 
 def _tail_of_pairs(
-    a: Tensor, bound: Tensor, pairs: Pairs, values: Tensor, counts: Tensor, alpha: float, relu: bool, moment: bool
+    a: Tensor, bound: Tensor, rows: Tensor, values: Tensor, counts: Tensor, alpha: float, relu: bool, moment: bool
 ) -> Tail:
-    """The tail's sums from the pairs that matter; ``counts [n]`` entries are above the bound."""
+    """The tail's sums from ``values [nnz]`` in ``rows``, which are all that matter and ``counts [n]`` above."""
     level = bound[:, 0].double()
-    u = (values.double() - level[pairs.rows]) / alpha
+    u = ((values.double() - level.index_select(0, rows)) / alpha).clamp_(max=0)
     e = exp_(u.clone())
-    mass = torch.zeros_like(level).index_add_(0, pairs.rows, e)
-    first = torch.zeros_like(level).index_add_(0, pairs.rows, u * e)
+    mass = torch.zeros_like(level).index_add_(0, rows, e) - counts
+    first = torch.zeros_like(level).index_add_(0, rows, u * e)
     if relu:
-        zeros = a.shape[1] - counts - torch.bincount(pairs.rows, minlength=len(a))
+        zeros = a.shape[1] - torch.bincount(rows, minlength=len(a))
         mass += zeros * (-level / alpha).exp()
         first += zeros * (-level / alpha) * (-level / alpha).exp()
     return Tail(level, mass, first if moment else None)
@@ -167,7 +168,7 @@ def _solve_ragged(values: Tensor, rows: Tensor, counts: Tensor, tail: Tail, k: T
         block = slice(first, first + step)
         begin, n = int(starts[first]), len(counts[block])
         mine = slice(begin, begin + int(counts[block].sum()))
-        slots = torch.arange(mine.start, mine.stop, device=values.device) - starts[rows[mine]]
+        slots = torch.arange(begin, mine.stop, device=values.device) - starts.index_select(0, rows[mine])
         padded = values.new_full((n, width + 1), -torch.inf)  # minus infinity weighs nothing
         padded[rows[mine] - first, slots] = values[mine]
         c = padded.sort(dim=1, descending=True).values
