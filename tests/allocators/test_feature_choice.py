@@ -43,9 +43,7 @@ def test_the_warm_up_is_mutual_choice():
 
 
 def warmed_up(quotas="zipf", steps=40, n=64, **settings):
-    sae = make_sae(
-        FeatureChoiceConfig(k=6, quotas=quotas, warmup=0.25, sample_every=2, refit_every=10, **settings)
-    )
+    sae = make_sae(FeatureChoiceConfig(k=6, quotas=quotas, warmup=0.25, refresh_every=2, **settings))
     with torch.no_grad():
         sae.encoder.bias.copy_(torch.linspace(-2, 2, 96))  # densities that differ
     for step in range(steps):

@@ -32,8 +32,8 @@ class FeatureChoiceConfig(AllocatorConfig):
         quotas: ``zipf``: along the Zipf-Mandelbrot curve of the densities that Mutual Choice would give;
             ``uniform``: the same for all.
         warmup: share of the run, its first, under Mutual Choice.
-        sample_every: steps between looks at what Mutual Choice would do with the same affinities.
-        refit_every: steps between fits of the curve.
+        refresh_every: steps between looks at what Mutual Choice would do with the same affinities, each of which
+            moves ranks and curve; with long gaps the quotas would jump.
         horizon: tokens, of those looked at, that a density remembers.
         at_least: smallest quota of a feature, 0 or 1; None for 1 where the batch has room for it.
         scope: whose tokens share a quota, those of this process or of all.
@@ -43,8 +43,7 @@ class FeatureChoiceConfig(AllocatorConfig):
     k: float = Field(gt=0)
     quotas: Literal["zipf", "uniform"] = "zipf"
     warmup: float = Field(default=0.1, ge=0, lt=1)
-    sample_every: int = Field(default=8, gt=0)
-    refit_every: int = Field(default=100, gt=0)
+    refresh_every: int = Field(default=8, gt=0)
     horizon: int = Field(default=100_000, gt=0)
     at_least: Literal[0, 1] | None = None
     scope: Scope = "rank"
@@ -124,9 +123,10 @@ class FeatureChoice(Allocator):
         warming_up, last = self._warming_up(clock.step, clock), not self._warming_up(clock.step + 1, clock)
         if warming_up:
             self.mutual.update(trace.code, peers)
-        elif clock.step % self.config.sample_every == 0:
+            if last:
+                self._refit()
+        elif clock.step % self.config.refresh_every == 0:
             self.mutual.update(self._mutual_choice(trace.pre), peers)
-        if (warming_up and last) or (not warming_up and clock.step % self.config.refit_every == 0):
             self._refit()
 
     def freeze(self) -> FeatureThreshold:

@@ -28,7 +28,8 @@ class Train:
     out: str
     """Folder for runs, logs and checkpoints."""
     recipe: str = "token_choice,mutual_choice"
-    """Recipes, separated by commas: token_choice (topk), mutual_choice (batch_topk), or a rule of --plugin."""
+    """Recipes, separated by commas: token_choice (topk), mutual_choice (batch_topk), soft_sae, feature_choice, or
+    a rule of --plugin."""
     k: str = "32"
     """Mean features per token, one or more, separated by commas."""
     seed: str = "0"
