@@ -6,9 +6,8 @@ import json
 import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +18,7 @@ from ..objectives import ReconstructionConfig
 from ..recipes import adjusted, find_recipe
 from ..spans import listening
 from ..training import Run, RunConfig, train_step
+from .timing import NOISE, products, spread, timed
 
 PARTS = (
     *("zero_grad", "encode", "allocate", "decode", "losses", "backward"),
@@ -26,9 +26,6 @@ PARTS = (
 )
 _CLOCK = Clock(step=50, n_steps=100)
 _OLD = 1 << 40
-_T = TypeVar("_T")
-NOISE = 0.10
-"""Spread of the product, as a share of its median, above which a run is called noisy."""
 
 
 def bench_step(
@@ -68,38 +65,37 @@ def bench_step(
         extra = [o.build().name for o in config.objectives if not isinstance(o, ReconstructionConfig)]
         if extra:
             runs["+".join([name, *extra])] = _prepared(config, x, dead=aux_dead)
-    products = _products(x, d_sae)
-    times: dict[str, list[float]] = {name: [] for name in (*products, *runs)}
+    floors = products(x, d_sae)
+    times: dict[str, list[float]] = {name: [] for name in (*floors, *runs)}
     for round_number in range(rounds + 2):
         for name, run in runs.items():
-            for label, product in products.items():
-                times[label].append(_timed(product)[0])
+            for label, product in floors.items():
+                times[label].append(timed(product)[0])
             times[name].append(_one_step(run, x))
         if round_number == 1:  # two rounds to warm up
             times = {name: [] for name in times}
-    return [_row(name, times, list(products), batch, run, x, parts, memory) for name, run in runs.items()]
+    return [_row(name, times, list(floors), batch, run, x, parts, memory) for name, run in runs.items()]
 
 
 def _row(
     name: str,
     times: dict[str, list[float]],
-    products: list[str],
+    floors: list[str],
     batch: int,
     run: Run,
     x: Tensor,
     parts: bool,
     memory: bool,
 ) -> dict[str, Any]:
-    fastest = min(products, key=lambda label: statistics.median(times[label]))
+    fastest = min(floors, key=lambda label: statistics.median(times[label]))
     product, step = statistics.median(times[fastest]), statistics.median(times[name])
-    cuts = statistics.quantiles(times[fastest], n=10)
     row: dict[str, Any] = {
         "recipe": name,
         "step_s": step,
         "product_s": product,
         "ratio": step / product,
         "tokens_per_s": batch / step,
-        "product_spread": (cuts[-1] - cuts[0]) / product,
+        "product_spread": spread(times[fastest]),
     }
     row["noisy"] = row["product_spread"] > NOISE
     if parts:
@@ -123,27 +119,11 @@ def _prepared(config: RunConfig, x: Tensor, dead: float) -> Run:
 def _one_step(run: Run, x: Tensor) -> float:
     """Seconds of a step with the same features dead as before it, whether or not it makes them fire."""
     dead, density = run.firing.dead(), run.firing.density.clone()
-    seconds, result = _timed(lambda: train_step(run, x, _CLOCK))
+    seconds, result = timed(lambda: train_step(run, x, _CLOCK))
     assert (len(run.objectives) > 1) == bool(dead.any()) and len(result.losses) >= len(run.objectives)
     run.firing.age.masked_fill_(dead, _OLD)
     run.firing.density.copy_(density)
     return seconds
-
-
-def _products(x: Tensor, d_sae: int) -> dict[str, Callable[[], Tensor]]:
-    """The product with its weights in either layout."""
-    weight = torch.randn(d_sae, x.shape[1], generator=torch.Generator().manual_seed(1))
-    turned, bias = weight.T.contiguous(), torch.zeros(d_sae)
-    return {
-        "feature-major": lambda: torch.addmm(bias, x, weight.T),
-        "input-major": lambda: torch.addmm(bias, x, turned),
-    }
-
-
-def _timed(work: Callable[[], _T]) -> tuple[float, _T]:
-    start = time.perf_counter()
-    result = work()
-    return time.perf_counter() - start, result
 
 
 def timed_parts(run: Run, x: Tensor, step_s: float, rounds: int = 9) -> dict[str, float]:

@@ -3,31 +3,33 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from ..bench.capture import bench_capture
+from ..bench.soft_top_k import bench_soft_top_k
 from ..bench.step import bench_step
 from .output import import_plugins, names_in, say, show
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """Measure what a training step costs beside the encoder's product, or capture beside the bare model."""
+    """Measure what training costs beside the encoder's product, or capture beside the bare model."""
 
-    what: Annotated[Literal["step", "capture"], tyro.conf.Positional]
-    """step: training steps; capture: capture and reading of a store (needs the extra `demo`)."""
+    what: Annotated[Literal["step", "soft-top-k", "capture"], tyro.conf.Positional]
+    """step: training steps; soft-top-k: that operator; capture: capture and reading of a store (needs the extra
+    `demo`)."""
     recipe: str = "token_choice,mutual_choice"
     """Recipes to step, separated by commas."""
     d_in: int = 768
-    """Width of an activation (step)."""
+    """Width of an activation (step, soft-top-k)."""
     d_sae: int = 16_384
-    """Number of features (step)."""
+    """Number of features (step, soft-top-k)."""
     k: float = 32
-    """Mean features per token (step)."""
-    batch: int = 2048
-    """Tokens per step."""
+    """Mean features per token (step, soft-top-k)."""
+    batch: int | None = None
+    """Tokens per step; default 2048, soft-top-k 512 and its pairs 2048."""
     rounds: int = 15
     """Interleaved rounds that medians are taken over."""
     set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
@@ -46,20 +48,39 @@ class Bench:
         if self.what == "capture":
             show([bench_capture()], self.json)
             return 0
+        if self.what == "soft-top-k":
+            self._soft_top_k()
+            return 0
         rows = bench_step(
             names_in(self.recipe, "--recipe"),
             d_in=self.d_in,
             d_sae=self.d_sae,
             k=self.k,
-            batch=self.batch,
+            batch=self.batch or 2048,
             rounds=self.rounds,
             parts=self.parts,
             memory=self.memory,
             settings=self.set,
         )
-        if rows[0]["noisy"]:
-            say(f"the product itself varied by {rows[0]['product_spread']:.0%}; repeat on a quiet machine")
+        _warn_if_noisy(rows)
         show(rows, self.json)
         if self.parts and not self.json:
             show([{"recipe": row["recipe"], **row["parts"]} for row in rows], False)
         return 0
+
+    def _soft_top_k(self) -> None:
+        rows = bench_soft_top_k(
+            d_in=self.d_in,
+            d_sae=self.d_sae,
+            k=self.k,
+            batch=self.batch or 512,
+            pairs_batch=self.batch or 2048,
+            rounds=self.rounds,
+        )
+        _warn_if_noisy(rows)
+        show(rows, self.json)
+
+
+def _warn_if_noisy(rows: list[dict[str, Any]]) -> None:
+    if rows[0]["noisy"]:
+        say(f"the product itself varied by {rows[0]['product_spread']:.0%}; repeat on a quiet machine")
