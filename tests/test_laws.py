@@ -7,15 +7,25 @@ from __future__ import annotations
 
 import pytest
 
-from apportion.allocators import AllocatorConfig
+from apportion.allocators import AllocatorConfig, FeatureChoiceConfig, SoftTopKConfig, TokenChoiceConfig
+from apportion.budgets import LearnedConfig
 
 from . import laws
 
-RULES = sorted(AllocatorConfig.members)
+RULES = {kind: rule.for_k(laws.K) for kind, rule in sorted(AllocatorConfig.members.items())}
+SETTINGS = {
+    "token_choice, learned": TokenChoiceConfig(budget=LearnedConfig(k=laws.K, estimator="own")),
+    "soft_top_k, own": SoftTopKConfig(
+        budget=LearnedConfig(k=laws.K, estimator="own"), alpha=0.1, floor=1e-3, through_rank=True
+    ),
+    "soft_top_k, linear": SoftTopKConfig(budget=LearnedConfig(k=laws.K, estimator="linear"), hard=0.5),
+    "feature_choice, uniform": FeatureChoiceConfig(k=laws.K, quotas="uniform", warmup=0),
+    "feature_choice, often": FeatureChoiceConfig(k=laws.K, warmup=0.2, refresh_every=2),
+}
+"""Other settings of rules that laws should see."""
 
 
 @pytest.mark.parametrize("law", laws.LAWS, ids=lambda law: law.__name__)
-@pytest.mark.parametrize("kind", RULES)
-def test_law(kind, law):
-    config = AllocatorConfig.members[kind].for_k(laws.K)
-    law(config)
+@pytest.mark.parametrize("rule", [*RULES, *SETTINGS])
+def test_law(rule, law):
+    law({**RULES, **SETTINGS}[rule])

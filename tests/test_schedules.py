@@ -15,10 +15,10 @@ from apportion.schedules import Linear, LinearSteps
 
 def test_linear_steps_ends_after_its_steps_whatever_the_run():
     schedule = LinearSteps(start=0.99, end=1e-4, steps=20)
-    for n_steps in (20, 50, 1000):
+    for n_steps in (21, 50, 1000):
         values = [schedule(Clock(step, n_steps)) for step in (0, 10, 20, n_steps)]
         assert values == pytest.approx([0.99, 0.49505, 1e-4, 1e-4])
-    assert schedule.n_steps == 20 and Linear(start=0, end=1).n_steps == 1
+    assert schedule.n_steps == 21 and Linear(start=0, end=1).n_steps == 1
 
 
 def soft_run(**changes):
@@ -27,13 +27,42 @@ def soft_run(**changes):
     return ap.RunConfig(sae=ap.SAEConfig(d_in=8, d_sae=32, allocator=allocator))
 
 
+def test_a_number_is_that_number_always():
+    assert soft_run(alpha=0.02).sae.allocator.alpha(Clock(7, 9)) == 0.02
+    with pytest.raises(InvalidConfig):
+        SoftTopKConfig.parse({"kind": "soft_top_k", "budget": {"kind": "learned", "k": 4}, "alpha": True}, "x")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"alpha": Linear(start=1, end=0, until=0.5)},
+            "alpha is 0 at step 8; give a schedule that stays above",
+        ),
+        ({"alpha": -1.0}, "alpha is -1 at step 0"),
+        ({"alpha": float("nan")}, "alpha is nan at step 0"),
+        (
+            {"alpha": LinearSteps(start=1, end=0.1, steps=12), "hard": 4},
+            "alpha takes 13 steps and the hard stage 4, but the run has 16; train for 17 steps",
+        ),
+        ({"hard": 17}, "the hard stage 17, but the run has 16; train for 18 steps"),
+    ],
+)
+def test_stages_that_do_not_fit_are_refused_at_the_start(changes, words, tmp_path):
+    source = ap.TensorSource(torch.randn(400, 8, generator=torch.Generator().manual_seed(0)))
+    settings = ap.TrainConfig(n_tokens=256, batch_size=16)
+    with pytest.raises(InvalidConfig, match=words):
+        ap.train({"r": soft_run(**changes)}, source, tmp_path / "out", settings)
+
+
 @pytest.mark.parametrize(
     ("changes", "where"),
     [
-        ({"alpha": LinearSteps(start=1, end=0.1, steps=100)}, r"r\.sae\.allocator\.alpha takes 100 steps"),
+        ({"alpha": LinearSteps(start=1, end=0.1, steps=100)}, r"r\.sae\.allocator\.alpha takes 101 steps"),
         (
             {"budget": {"relaxed": LinearSteps(start=1, end=0, steps=17)}},
-            r"r\.sae\.allocator\.budget\.relaxed takes 17 steps",
+            r"r\.sae\.allocator\.budget\.relaxed takes 18 steps",
         ),
     ],
 )

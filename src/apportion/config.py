@@ -81,6 +81,11 @@ class Kind(Config):
             cls.members[name] = cls
 
     @classmethod
+    def shorthand(cls, value: object) -> object:
+        """What a short form in a config stands for; other values as they are."""
+        return value
+
+    @classmethod
     def lookup(cls, kind: object) -> type[Kind]:
         """The member named ``kind``. Raises ``UnknownName`` naming the nearest ones."""
         member = cls.members.get(kind) if isinstance(kind, str) else None
@@ -94,6 +99,7 @@ class Kind(Config):
 
 
 def _resolve(head: type[Kind], value: object) -> object:
+    value = head.shorthand(value)
     if isinstance(value, dict):
         return head.lookup(value.get("kind")).model_validate(value)
     return value

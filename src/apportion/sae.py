@@ -211,8 +211,8 @@ class SAE(nn.Module):
         """
         if not 0 < k <= self.d_sae:
             raise InvalidInput(f"k = {k:g} must be above 0 and at most d_sae = {self.d_sae}; choose another")
-        rule = self.allocator.freeze()
-        fitted = rule.calibrate(lambda: ((self._survey(x), x) for x in blocks()), k)
+        rule = self.allocator.freeze().to(self.device)
+        fitted = rule.calibrate(lambda: ((self.survey(x), x) for x in blocks()), k)
         return self.with_allocator(fitted.allocator), fitted
 
     @torch.no_grad()
@@ -240,7 +240,8 @@ class SAE(nn.Module):
             )
 
     @torch.no_grad()
-    def _survey(self, x: Tensor) -> DenseAffinities:
+    def survey(self, x: Tensor) -> DenseAffinities:
+        """The affinities of ``x [n, d_in]``, in the SAE's own scale, without allocating anything."""
         return self._affinities(x.to(self.dtype), self.dictionary())
 
     def _affinities(

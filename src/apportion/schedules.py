@@ -14,6 +14,12 @@ from .config import Kind
 class Schedule(Kind, abc.ABC):
     """A number as a function of time."""
 
+    @classmethod
+    def shorthand(cls, value: object) -> object:
+        """A number is that number always."""
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        return {"kind": "constant", "value": value} if is_number else value
+
     @abc.abstractmethod
     def __call__(self, clock: Clock) -> float: ...
 
@@ -63,7 +69,7 @@ class LinearSteps(Schedule):
 
     @property
     def n_steps(self) -> int:
-        return self.steps
+        return self.steps + 1
 
     def __call__(self, clock: Clock) -> float:
         return self.start + (self.end - self.start) * min(clock.step / self.steps, 1.0)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+import apportion as ap
 from apportion.allocators import FeatureChoiceConfig, FeatureThresholdConfig, MutualChoiceConfig
+from apportion.allocators.feature_threshold import _fit
 from apportion.clock import END, Clock
 from apportion.errors import InvalidConfig, InvalidInput
 from apportion.firing import Firing
@@ -93,18 +95,50 @@ def test_over_steps_every_feature_is_asked():
 
 def test_a_batch_too_small_for_each_feature_says_what_would_do():
     sae = make_sae(FeatureChoiceConfig(k=6, at_least=1, quotas="uniform"))
-    with pytest.raises(InvalidInput, match=r"10 tokens has 60 places for 96 features.*at least 16 tokens"):
+    with pytest.raises(InvalidConfig, match=r"10 tokens has 60 places for 96 features.*at least 16 tokens"):
         sae.trace(inputs(10), LATE)
     assert sae.trace(inputs(16), LATE).code.nnz <= 96
 
 
-def test_a_warm_up_too_short_is_said_at_the_first_step():
-    sae = make_sae(FeatureChoiceConfig(k=6))
-    trace = sae.trace(inputs(8), Clock(0, 20))
-    with pytest.raises(
-        InvalidConfig, match=r"16 tokens is too short to fit the densities of 96.*takes 32 tokens"
-    ):
-        sae.allocator.observe(trace, sae.dictionary(), Firing(96))
+@pytest.mark.parametrize("warmup", [0.0, 0.1])
+def test_a_warm_up_too_short_is_said_before_anything_is_claimed(warmup, tmp_path):
+    source = ap.TensorSource(torch.randn(600, 24, generator=torch.Generator().manual_seed(0)))
+    run = ap.RunConfig(sae=ap.SAEConfig(d_in=24, d_sae=96, allocator=FeatureChoiceConfig(k=6, warmup=warmup)))
+    words = (
+        rf"of {16 if warmup else 0} tokens is too short to fit the densities of 96 features; it takes 32 tokens"
+    )
+    with pytest.raises(InvalidConfig, match=words):
+        ap.train({"r": run}, source, tmp_path, ap.TrainConfig(n_tokens=160, batch_size=8))
+    assert not (tmp_path / "train.json").exists()
+
+
+def test_one_feature_that_is_all_but_silent_does_not_make_all_hand_in_more():
+    sae = make_sae(FeatureThresholdConfig(k=6))
+    with torch.no_grad():
+        sae.encoder.bias.fill_(2.0)
+    blocks = [inputs(256, seed=s) for s in range(8)]
+    a = torch.cat([positive(sae, x) for x in blocks])[:, 5]
+    quota = round(6 / 96 * len(a))
+    with torch.no_grad():  # one positive affinity more than its quota, by a hair
+        sae.encoder.bias[5] -= a.sort(descending=True).values[quota + 1] - 1e-6
+    handed_in = []
+
+    class Counting(type(sae.survey(blocks[0]))):
+        def above(self, theta):
+            pairs = super().above(theta)
+            handed_in.append(len(pairs.rows))
+            return pairs
+
+    def survey():
+        for x in blocks:
+            pre = sae.survey(x)
+            pre.__class__ = Counting
+            yield pre, x
+
+    theta = _fit(survey, sae.allocator.density.double(), 6.0)
+    counts = sum(int((positive(sae, x) > theta).sum()) for x in blocks)
+    assert counts == pytest.approx(6 * 8 * 256, rel=1e-3)
+    assert max(handed_in) < 2 * 6 * 256
 
 
 def test_frozen_features_keep_their_densities_and_k():

@@ -58,6 +58,34 @@ def test_codes_and_gradients_are_those_of_the_dense_formula(alpha, estimator):
         assert far < 1e-4, f"{name}: {far}"
 
 
+def test_by_default_the_encoder_learns_from_values_alone_and_k_from_the_weights():
+    sae, x = soft(0.1), inputs(30, dtype=torch.float64)
+    sae.allocator.config = sae.allocator.config.model_copy(update={"through_rank": False})
+    weight = torch.randn(30, 24, dtype=torch.float64, generator=torch.Generator().manual_seed(8))
+    a = ((x - sae.b_dec) @ sae.W_enc + sae.b_enc).relu()
+    budget = sae.allocator.budget
+    k = (16 * torch.sigmoid(budget.scorer(sae.trace(x, EARLY).pre, x) + budget.offset)).clamp(min=1)
+    z = soft_top_k(a.detach(), k, 0.1) * a
+    leaves = list(sae.parameters())
+    got = torch.autograd.grad((sae.trace(x, EARLY).x_hat * weight).sum(), leaves)
+    want = torch.autograd.grad(((z @ sae.W_dec + sae.b_dec) * weight).sum(), leaves)
+    for g, w in zip(got, want, strict=True):
+        assert (g.double() - w.double()).abs().max() < 1e-4 * w.double().abs().max().clamp(min=1e-3)
+
+
+def test_a_loss_that_is_not_finite_is_left_to_be_seen():
+    sae = soft()
+    with torch.no_grad():
+        sae.allocator.budget.offset.fill_(float("nan"))
+    trace = sae.trace(inputs(5, dtype=torch.float64), EARLY)
+    assert torch.isnan(sae.allocator.terms(trace, sae.dictionary())["budget"])
+
+
+def test_no_rows_give_an_empty_code():
+    sae = soft()
+    assert sae.trace(inputs(5, dtype=torch.float64)[:0], EARLY).code.nnz == 0
+
+
 def test_the_code_is_sparse_and_misses_less_than_the_floor():
     sharp, x = soft(0.02, floor=1e-3), inputs(50, dtype=torch.float64)
     trace = sharp.trace(x, EARLY)

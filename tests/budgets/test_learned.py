@@ -13,6 +13,7 @@ from apportion.errors import InvalidConfig, InvalidInput
 from apportion.firing import Firing
 from apportion.schedules import Constant
 from apportion.trace import Trace
+from apportion.training import Run, RunConfig
 
 from ..conftest import inputs, make_sae
 
@@ -36,7 +37,7 @@ def k_of(sae, x, clock=END):
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
-@pytest.mark.parametrize(("k", "k_max"), [(8, None), (8, 9), (3.5, 70), (0.4, None)])
+@pytest.mark.parametrize(("k", "k_max"), [(8, None), (8, 9), (3.5, 70), (1.2, None)])
 def test_every_token_starts_at_k(estimator, k, k_max):
     sae = sae_with(estimator, k, k_max=k_max)
     torch.testing.assert_close(k_of(sae, inputs(200)), torch.full((200,), float(k)), rtol=0.01, atol=0)
@@ -65,8 +66,9 @@ def test_the_score_is_what_the_docstring_says(estimator):
 
 def test_the_published_layer_starts_as_the_encoder():
     config = TokenChoiceConfig(budget=LearnedConfig(k=8, estimator="own"))
-    sae = make_sae(config)
-    sae.initialise(torch.randn(24, generator=torch.Generator().manual_seed(1)), torch.Generator().manual_seed(0))
+    run = Run(RunConfig(sae=make_sae(config).config), torch.zeros(24))
+    run.begin(torch.randn(24, generator=torch.Generator().manual_seed(1)))
+    sae = run.sae
     scorer, x = sae.allocator.budget.scorer, inputs(20)
     torch.testing.assert_close(x @ scorer.weight.T + scorer.bias, (x - sae.b_dec) @ sae.W_enc + sae.b_enc)
     assert scorer.readout.abs().sum() > 0
@@ -141,8 +143,36 @@ def test_solving_leaves_the_order_of_the_tokens():
 
 
 def test_a_mean_beyond_the_bounds_is_refused():
-    with pytest.raises(InvalidInput, match="no offset gives these tokens 20 features on average"):
-        sae_with(spread=0.3).calibrate(lambda: iter([inputs(100)]), 20.0)
+    for k in (0.5, 16.0, 20.0):
+        with pytest.raises(InvalidInput, match=f"k = {k:g} is not within this budget's bounds, 1 to 16"):
+            sae_with(spread=0.3).calibrate(lambda: iter([inputs(100)]), k)
+    with pytest.raises(InvalidInput, match="no tokens"):
+        sae_with().calibrate(lambda: iter([]), 8.0)
+
+
+def test_k_never_exceeds_the_number_of_features():
+    config = SoftTopKConfig(budget=LearnedConfig(k=12, k_max=40))
+    sae = make_sae(config, d_sae=16)
+    with torch.no_grad():
+        sae.allocator.budget.offset.fill_(50.0)
+    assert (sae.trace(inputs(20), Clock(0, 10)).notes["k"] == 16).all()
+    with pytest.raises(InvalidConfig, match="k = 16 leaves a learned k no room below d_sae = 16"):
+        make_sae(TokenChoiceConfig(budget=LearnedConfig(k=16)), d_sae=16)
+
+
+@pytest.mark.parametrize("k", [3, 4, 5, 7, 13])
+def test_tokens_that_tie_do_not_tip_over_an_edge(k):
+    """Every score is the same: the only whole number that all can get is k itself."""
+    sae = sae_with("shared", k=8.0)
+    _, calibration = sae.calibrate(lambda: iter([inputs(100)]), float(k))
+    assert calibration.l0 == k
+
+
+def test_training_in_float64_observes_too():
+    sae = sae_with("shared").double()
+    trace = sae.trace(inputs(20, dtype=torch.float64))
+    sae.allocator.observe(trace, sae.dictionary(), Firing(96))
+    assert sae.allocator.budget.scorer.mean.abs().sum() > 0
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
@@ -169,7 +199,12 @@ def test_a_token_near_a_half_gets_the_same_k_in_any_batch():
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"), [({"k": 0}, "greater than 0"), ({"k": 8, "k_max": 8}, "k_max = 8 must")]
+    ("settings", "message"),
+    [
+        ({"k": 0}, "greater than or equal to 1"),
+        ({"k": 8, "k_max": float("inf")}, "finite"),
+        ({"k": 8, "k_max": 8}, "k_max = 8 must"),
+    ],
 )
 def test_bad_settings_are_said(settings, message):
     with pytest.raises(InvalidConfig, match=message):

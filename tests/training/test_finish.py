@@ -20,9 +20,18 @@ def test_batches_hold_the_same_rows_in_the_same_order(sizes):
     assert torch.equal(torch.cat(batches), rows[: len(rows) // 16 * 16])
 
 
-def test_rows_that_fill_no_batch_are_one_batch():
-    assert [len(b) for b in batches_of(iter([torch.zeros(5, 2), torch.zeros(4, 2)]), 16)] == [9]
-    assert list(batches_of(iter([]), 16)) == []
+def test_rows_that_fill_no_batch_are_no_batch():
+    assert list(batches_of(iter([torch.zeros(5, 2), torch.zeros(4, 2)]), 16)) == []
+    sae = make_sae(MutualChoiceConfig(k=6))
+    assert inference_gap(sae, sae.freeze(), lambda: iter([inputs(9)]), 16, 100) == {}
+
+
+def test_a_rule_that_needs_its_whole_batch_can_be_finished(tmp_path):
+    """Blocks of held-out rows are smaller than training batches."""
+    source = ap.TensorSource(torch.randn(12_000, 8, generator=torch.Generator().manual_seed(0)))
+    rule = FeatureChoiceConfig(k=2, quotas="uniform", warmup=0, at_least=1)
+    run = ap.RunConfig(sae=ap.SAEConfig(d_in=8, d_sae=3000, allocator=rule))
+    ap.train({"r": run}, source, tmp_path, ap.TrainConfig(n_tokens=4000, batch_size=2000))
 
 
 @pytest.mark.parametrize("rule", [MutualChoiceConfig(k=6), FeatureChoiceConfig(k=6, quotas="uniform")])
@@ -30,7 +39,8 @@ def test_the_gap_is_what_each_rule_gives_on_the_same_rows(rule):
     sae = make_sae(rule)
     blocks = [inputs(100, seed=s) for s in range(5)]
     frozen, _ = sae.calibrate(lambda: iter(blocks), 6.0)
-    together, alone = inference_gap(sae, frozen, lambda: iter(blocks), 128, 300)
+    gap = inference_gap(sae, frozen, lambda: iter(blocks), 128, 300)
+    together, alone = gap["in_batches"], gap["frozen"]
     x = torch.cat(blocks)[:256]
     spread = (x - x.mean(0)).double().square().sum()
     for got, s in ((together, sae), (alone, frozen)):

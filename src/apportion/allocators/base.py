@@ -41,6 +41,9 @@ class AllocatorConfig(Kind, abc.ABC):
     def for_k(cls: type[_C], k: float) -> _C:
         """The config that gives this rule the budget ``k`` and leaves the rest at its defaults."""
 
+    def check(self, n_steps: int, batch_size: int, d_sae: int) -> None:
+        """Raise ``InvalidConfig`` if the rule cannot be trained so; asked before a training begins."""
+
     @abc.abstractmethod
     def build(self, *, d_in: int, d_sae: int) -> Allocator: ...
 
@@ -83,7 +86,7 @@ class Allocator(nn.Module, abc.ABC):
 
     Class attributes:
         couples_rows: a token's code depends on the rest of its batch.
-        hard_budget: a training batch never spends more than its budget.
+        hard_budget: a training batch never spends more than it is allotted.
     """
 
     couples_rows: ClassVar[bool]

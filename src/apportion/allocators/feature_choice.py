@@ -12,7 +12,7 @@ from torch import Tensor
 from ..affinities import Affinities, Scope
 from ..clock import END, Clock
 from ..code import Code
-from ..errors import InvalidConfig, InvalidInput
+from ..errors import InvalidConfig
 from ..firing import Firing
 from ..ops.zipf import FEWEST, fit_zipf, project_quotas, ranks, whole_quotas
 from ..trace import Dictionary, Trace
@@ -31,7 +31,7 @@ class FeatureChoiceConfig(AllocatorConfig):
         k: mean features per token.
         quotas: ``zipf``: along the Zipf-Mandelbrot curve of the densities that Mutual Choice would give;
             ``uniform``: the same for all.
-        warmup: share of the run, its first, under Mutual Choice.
+        warmup: share of the run, its first, under Mutual Choice; the curve needs one.
         refresh_every: steps between looks at what Mutual Choice would do with the same affinities, each of which
             moves ranks and curve; with long gaps the quotas would jump.
         horizon: tokens, of those looked at, that a density remembers.
@@ -55,6 +55,28 @@ class FeatureChoiceConfig(AllocatorConfig):
     @classmethod
     def for_k(cls, k: float) -> FeatureChoiceConfig:
         return cls.parse({"k": k}, "feature_choice")
+
+    def check(self, n_steps: int, batch_size: int, d_sae: int) -> None:
+        self.smallest_quota(batch_size, d_sae)
+        if self.quotas == "uniform":
+            return
+        tokens = batch_size * math.ceil(self.warmup * n_steps)
+        needed = math.ceil(_FIRINGS * d_sae / self.k)
+        if tokens < needed:
+            raise InvalidConfig(
+                f"a warm-up of {tokens} tokens is too short to fit the densities of {d_sae} features; it takes "
+                f"{needed} tokens, so train on more or raise warmup = {self.warmup:g}"
+            )
+
+    def smallest_quota(self, n: int, d_sae: int) -> int:
+        """0 or 1, for a batch of ``n`` tokens. ``InvalidConfig`` if it has no room for ``at_least``."""
+        room = int(self.k * n + 1e-6)
+        if self.at_least == 1 and room < d_sae:
+            raise InvalidConfig(
+                f"a batch of {n} tokens has {room} places for {d_sae} features, so that not each gets one; "
+                f"use batches of at least {math.ceil(d_sae / self.k)} tokens or at_least = 0"
+            )
+        return int(room >= d_sae) if self.at_least is None else self.at_least
 
     def build(self, *, d_in: int, d_sae: int) -> FeatureChoice:
         return FeatureChoice(self, d_sae=d_sae)
@@ -101,39 +123,32 @@ class FeatureChoice(Allocator):
         """[d_sae] float64: real quotas of a batch of ``n`` tokens.
 
         Raises:
-            InvalidInput: the batch is too small for the smallest quota.
+            InvalidConfig: the batch is too small for the smallest quota.
         """
-        d_sae, budget = len(self.share), self._budget(n)
-        if self.config.at_least == 1 and budget < d_sae:
-            raise InvalidInput(
-                f"a batch of {n} tokens has {budget} places for {d_sae} features, so that not each gets one; "
-                f"use batches of at least {math.ceil(d_sae / self.config.k)} tokens or at_least = 0"
-            )
-        return project_quotas(self.share, budget, n, least=self.config.at_least)
+        least = self.config.smallest_quota(n, len(self.share))
+        return project_quotas(self.share, self._budget(n), n, least=least)
 
     @torch.no_grad()
     def observe(self, trace: Trace, dictionary: Dictionary, firing: Firing, world: World = SOLO) -> None:
-        shared = self.config.scope == "global"
-        peers, clock = world if shared else SOLO, trace.clock
-        self.batch.fill_(trace.pre.n * peers.size)
-        self._remember_smallest(trace.code.detach())
+        clock = trace.clock
+        self.batch.fill_(trace.pre.n * (world.size if self.config.scope == "global" else 1))
+        self._remember_smallest(trace.code.detach(), world)
         if self.config.quotas == "uniform":
             return
-        self._check_warmup(trace, peers)
         warming_up, last = self._warming_up(clock.step, clock), not self._warming_up(clock.step + 1, clock)
         if warming_up:
-            self.mutual.update(trace.code, peers)
+            self.mutual.update(trace.code, world)
             if last:
                 self._refit()
         elif clock.step % self.config.refresh_every == 0:
-            self.mutual.update(self._mutual_choice(trace.pre), peers)
+            self.mutual.update(self._mutual_choice(trace.pre), world)
             self._refit()
 
     def freeze(self) -> FeatureThreshold:
         frozen = FeatureThreshold(FeatureThresholdConfig(k=self.config.k), d_sae=len(self.share))
         frozen.theta.copy_(self.theta)
-        n = int(self.batch)
-        frozen.density.copy_(project_quotas(self.share, self._budget(n), n, least=self.config.at_least) / n)
+        n = max(int(self.batch), math.ceil(len(self.share) / self.config.k))  # room for every feature
+        frozen.density.copy_(self.quotas(n) / n)
         return frozen
 
     def fold(self, scale: float) -> None:
@@ -155,22 +170,10 @@ class FeatureChoice(Allocator):
         pairs = pre.top_batch(budget, self.config.scope)
         return Code.from_pairs(*pairs, torch.ones_like(pairs.rows), pre.n, pre.d_sae)
 
-    def _remember_smallest(self, code: Code) -> None:
-        smallest = code.values.new_full((len(self.theta),), torch.inf)
-        smallest.scatter_reduce_(0, code.indices, code.values, "amin")
-        chosen = smallest.isfinite()
-        mean = torch.where(self.theta > 0, self.theta.lerp(smallest.float(), 0.1), smallest.float())
-        self.theta.copy_(torch.where(chosen, mean, self.theta))
-
-    def _check_warmup(self, trace: Trace, peers: World) -> None:
-        """At the first step, while nothing is lost: will the curve see enough?"""
-        if trace.clock.step > 0 or self.config.warmup == 0:
-            return
-        per_step = trace.pre.n * peers.size
-        tokens = per_step * math.ceil(self.config.warmup * trace.clock.n_steps)
-        needed = math.ceil(_FIRINGS * len(self.share) / self.config.k)
-        if tokens < needed:
-            raise InvalidConfig(
-                f"a warm-up of {tokens} tokens is too short to fit the densities of {len(self.share)} features; "
-                f"it takes {needed} tokens, so train on more or raise warmup = {self.config.warmup:g}"
-            )
+    def _remember_smallest(self, code: Code, world: World) -> None:
+        smallest = self.theta.new_full((len(self.theta),), torch.inf)
+        smallest.scatter_reduce_(0, code.indices, code.values.to(smallest), "amin")
+        chosen = world.sum(smallest.isfinite().to(smallest))
+        mean = world.sum(smallest.nan_to_num(posinf=0.0)) / chosen.clamp(min=1)
+        moved = torch.where(self.theta > 0, self.theta.lerp(mean, 0.1), mean)
+        self.theta.copy_(torch.where(chosen > 0, moved, self.theta))

@@ -38,7 +38,8 @@ class FeatureThreshold(Allocator):
 
     Buffers:
         theta: [d_sae] float32, at least 0.
-        density: [d_sae] float32, the share of tokens that each feature is meant to fire on; sums to k.
+        density: [d_sae] float32, the share of tokens that each feature is meant to fire on; sums to k, unless
+            some would have to be above 1.
     """
 
     config: FeatureThresholdConfig
@@ -64,9 +65,9 @@ class FeatureThreshold(Allocator):
     @torch.no_grad()
     def calibrate(self, survey: Survey, k: float) -> Calibration:
         """The (1 - density) quantile of each feature's affinities, times the one factor that gives ``k``."""
-        fitted = FeatureThreshold(FeatureThresholdConfig(k=k), d_sae=len(self.theta))
-        fitted.density.copy_(self.density * (k / self.density.sum()))
-        fitted.theta.copy_(_fit(survey, fitted.density.double().clamp(max=1.0), k))
+        fitted = FeatureThreshold(FeatureThresholdConfig(k=k), d_sae=len(self.theta)).to(self.density.device)
+        fitted.density.copy_((self.density * (k / self.density.sum())).clamp(max=1.0))
+        fitted.theta.copy_(_fit(survey, fitted.density.double(), k))
         return measured(fitted, survey, k)
 
     def fold(self, scale: float) -> None:
@@ -77,23 +78,25 @@ def _fit(survey: Survey, density: Tensor, k: float) -> Tensor:
     """[d_sae] thresholds that each feature's ``density`` and then, by one factor, ``k`` per token exceed.
 
     The quota-th largest of what every block hands in as its share is no more than the quota-th largest of all.
-    A second pass collects everything above that bound, and so all that decides.
+    A second pass collects everything above nine tenths of that bound, which decides unless the factor comes out
+    lower than that for some features; for these alone the bound is lowered and a further pass made.
     """
     lowest, tokens = _bounds(survey, density)
     if tokens == 0:
         raise InvalidInput("there are no tokens to calibrate on; hold out more documents")
     quota, m = (density * tokens).round().long(), round(k * tokens)
-    theta, slack = None, 0.9
+    theta, bound = None, lowest * 0.9
     while True:
-        values, features = _above(survey, lowest * slack)
+        values, features = _above(survey, bound)
         if theta is None:
             theta = _largest(values, features, quota, between=True)
         ratio = values.double() / theta.double()[features]  # infinite where every positive affinity passes
-        complete = float((lowest * slack / theta).nan_to_num(0.0, 0.0).max())
         factor = _cut(ratio, m)
-        if factor >= complete or slack < 1e-3:
+        held_back = (bound > 0) & (bound.double() > factor * theta.double())
+        if not bool(held_back.any()):
             return (theta.double() * factor).float()
-        slack *= 0.5
+        lower = torch.minimum(bound * 0.5, (0.9 * factor * theta.double()).float())
+        bound = torch.where(held_back, lower.where(lower > 1e-3 * lowest, 0.0), bound)
 
 
 def _bounds(survey: Survey, density: Tensor) -> tuple[Tensor, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar, Literal
 
 import torch
@@ -14,6 +15,7 @@ from ..budgets.base import rounded
 from ..clock import END, Clock
 from ..code import Code
 from ..config import Open
+from ..errors import InvalidConfig
 from ..firing import Firing
 from ..ops.soft_top_k import weights_at
 from ..schedules import Constant, Schedule
@@ -29,7 +31,8 @@ class SoftTopKConfig(AllocatorConfig):
     Attributes:
         budget: token to k.
         alpha: width of the soft edge, in units of the scaled affinities.
-        hard: share of the run, its last, with a hard top-k; k gets no gradient from the reconstruction there.
+        hard: the last part of the run, under a hard top-k: a share of it if below 1, else a number of steps.
+            There k gets no gradient from the reconstruction; its budget's own loss goes on.
         floor: weights below it are left out of the code.
         through_rank: whether affinities also get the gradient of their weights, that of moving up or down among
             their token's affinities. Published: yes; it grows as 1 / alpha and costs reconstruction here.
@@ -38,7 +41,7 @@ class SoftTopKConfig(AllocatorConfig):
     kind: Literal["soft_top_k"] = "soft_top_k"
     budget: Open[BudgetConfig]
     alpha: Open[Schedule] = Constant(value=0.003)
-    hard: float = Field(default=0.1, ge=0, le=1)
+    hard: float = Field(default=0.1, ge=0, allow_inf_nan=False)
     floor: float = Field(default=0.01, gt=0, le=0.5)
     through_rank: bool = False
 
@@ -49,6 +52,25 @@ class SoftTopKConfig(AllocatorConfig):
     @classmethod
     def for_k(cls, k: float) -> SoftTopKConfig:
         return cls(budget=LearnedConfig.parse({"k": k}, "soft_top_k"))
+
+    def soft_steps(self, n_steps: int) -> int:
+        """How many of a run's steps come before its hard ones."""
+        if self.hard >= 1:
+            return n_steps - round(self.hard)
+        return math.ceil((1 - self.hard) * n_steps - 1e-9)
+
+    def check(self, n_steps: int, batch_size: int, d_sae: int) -> None:
+        soft = self.soft_steps(n_steps)
+        if soft < 0 or (soft and self.alpha.n_steps > soft):
+            needed = self.alpha.n_steps + n_steps - soft
+            raise InvalidConfig(
+                f"alpha takes {self.alpha.n_steps} steps and the hard stage {n_steps - soft}, but the run has "
+                f"{n_steps}; train for {needed} steps or more, or shorten them"
+            )
+        for step in range(0, soft, max(soft // 1000, 1)):
+            alpha = self.alpha(Clock(step, n_steps))
+            if not 0 < alpha < math.inf:
+                raise InvalidConfig(f"alpha is {alpha:g} at step {step}; give a schedule that stays above 0")
 
     def build(self, *, d_in: int, d_sae: int) -> SoftTopK:
         return SoftTopK(self, d_in=d_in, d_sae=d_sae)
@@ -76,10 +98,11 @@ class SoftTopK(Allocator):
 
     def forward(self, pre: Affinities, x: Tensor, clock: Clock = END) -> Allocation:
         k = self.budget(pre, x, clock)
-        if clock.progress >= 1 - self.config.hard:
+        if clock.step >= self.config.soft_steps(clock.n_steps) or pre.n == 0:
             return Allocation(code_at(pre, pre.top_rows(rounded(k, pre.d_sae))), {"k": k})
         alpha = self.config.alpha(clock)
-        soft = pre.soft_rows(k.detach(), alpha, self.config.floor)
+        # A k that is not a number is for the loss to show, not for this to stumble over.
+        soft = pre.soft_rows(k.detach().nan_to_num(nan=0.0), alpha, self.config.floor)
         affinity = pre.at(soft.pairs)
         ranked = affinity if self.config.through_rank else affinity.detach()
         values = affinity * weights_at(ranked, k, alpha, soft)

@@ -67,24 +67,33 @@ class Budget(nn.Module, abc.ABC):
 
 
 def meet(k: float, allotted: Callable[[float], Tensor], low: float, high: float) -> float:
-    """The offset at which the mean of ``allotted(offset)``, which rises with it, is nearest to ``k``.
+    """An offset at which the mean of ``allotted(offset)``, which rises with it in steps, is nearest to ``k``.
+
+    It is the middle of those that are equally near, so that neither rounding it to float32 nor tokens that tie
+    can tip it over an edge.
 
     Raises:
         InvalidInput: the mean does not pass ``k`` between ``low`` and ``high``.
     """
-    means = [float(allotted(offset).double().mean()) for offset in (low, high)]
-    if not means[0] <= k <= means[1]:
+
+    def mean(offset: float) -> float:
+        return float(allotted(offset).double().mean())
+
+    def edge(over: Callable[[float], bool]) -> tuple[float, float]:
+        """Neighbouring offsets, the mean of the second of which is ``over``."""
+        below, above = low, high
+        for _ in range(80):  # down to neighbouring float64 numbers
+            middle = (below + above) / 2
+            below, above = (below, middle) if over(mean(middle)) else (middle, above)
+        return below, above
+
+    if not mean(low) <= k <= mean(high):
         raise InvalidInput(
-            f"no offset gives these tokens {k:g} features on average, only {means[0]:g} to {means[1]:g}; "
+            f"no offset gives these tokens {k:g} features on average, only {mean(low):g} to {mean(high):g}; "
             "change k or the bounds of the budget"
         )
-    for _ in range(80):  # down to neighbouring float64 numbers
-        middle = (low + high) / 2
-        if float(allotted(middle).double().mean()) < k:
-            low = middle
-        else:
-            high = middle
-    return min(low, high, key=lambda offset: abs(float(allotted(offset).double().mean()) - k))
+    nearest = min((mean(offset) for offset in edge(lambda m: m >= k)), key=lambda m: abs(m - k))
+    return (edge(lambda m: m >= nearest)[1] + edge(lambda m: m > nearest)[0]) / 2
 
 
 def rounded(k: Tensor, most: int) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..affinities import Affinities, Survey
 from ..clock import END, Clock
 from ..config import Open
+from ..errors import InvalidConfig, InvalidInput
 from ..firing import Firing
 from ..ops.relu_readout import relu_readout
 from ..schedules import Linear, Schedule
@@ -27,7 +28,7 @@ class LearnedConfig(BudgetConfig):
     """An estimator of k, and the loss that holds its mean at k.
 
     Attributes:
-        k: mean features per token.
+        k: mean features per token, at least 1: no token gets less.
         estimator: what k is read from. ``shared``: the encoder's own affinities, detached, d_sae weights;
             ``linear``: the activation, d_in weights; ``own``: a ReLU layer of its own, d_in x d_sae weights, as
             published.
@@ -40,12 +41,12 @@ class LearnedConfig(BudgetConfig):
     """
 
     kind: Literal["learned"] = "learned"
-    k: float = Field(gt=0)
+    k: float = Field(ge=1, allow_inf_nan=False)
     estimator: Literal["shared", "linear", "own"] = "shared"
-    k_max: float | None = Field(default=None, gt=0)
+    k_max: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     relaxed: Open[Schedule] = Linear(start=1.0, end=0.0, until=0.05)
-    weight: float | None = Field(default=None, ge=0)
-    sharpness: float = Field(default=5.0, gt=0)
+    weight: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    sharpness: float = Field(default=5.0, gt=0, allow_inf_nan=False)
     lower: bool = True
 
     @model_validator(mode="after")
@@ -58,10 +59,9 @@ class LearnedConfig(BudgetConfig):
     def mean_k(self) -> float:
         return self.k
 
-    @property
-    def most(self) -> float:
-        """The largest k."""
-        return 2 * self.k if self.k_max is None else self.k_max
+    def most(self, d_sae: int) -> float:
+        """The largest k; never more than there are features."""
+        return min(2 * self.k if self.k_max is None else self.k_max, d_sae)
 
     def build(self, *, d_in: int, d_sae: int) -> Learned:
         return Learned(self, d_in=d_in, d_sae=d_sae)
@@ -84,9 +84,11 @@ class Learned(Budget):
     def __init__(self, config: LearnedConfig, *, d_in: int, d_sae: int) -> None:
         super().__init__()
         self.config = config
-        self.d_in = d_in
+        self.d_in, self.most = d_in, config.most(d_sae)
         self.scorer = _SCORERS[config.estimator](d_in, d_sae)
-        share = config.k / config.most
+        if config.k >= self.most:
+            raise InvalidConfig(f"k = {config.k:g} leaves a learned k no room below d_sae = {d_sae}; lower k")
+        share = config.k / self.most
         self.offset = nn.Parameter(torch.tensor(math.log(share / (1 - share)), dtype=torch.float32))
 
     def initialise(self, dictionary: Dictionary, generator: torch.Generator) -> None:
@@ -105,18 +107,23 @@ class Learned(Budget):
         return {"budget": weight * loss}
 
     def observe(self, trace: Trace, dictionary: Dictionary, firing: Firing, world: World = SOLO) -> None:
-        self.scorer.observe(trace)
+        self.scorer.observe(trace, world)
 
     @torch.no_grad()
     def solve(self, survey: Survey, k: float) -> Learned:
-        scores = [(self.scorer(pre, x).double(), pre.d_sae) for pre, x in survey()]
-        score, most = torch.cat([part for part, _ in scores]), scores[0][1]
-        solved = copy.deepcopy(self)
+        if not 1 <= k < self.most:
+            raise InvalidInput(
+                f"k = {k:g} is not within this budget's bounds, 1 to {self.most:g}; choose another"
+            )
+        parts = [self.scorer(pre, x).double() for pre, x in survey()]
+        if not sum(len(part) for part in parts):
+            raise InvalidInput("there are no tokens to calibrate on; hold out more documents")
+        score, solved = torch.cat(parts), copy.deepcopy(self)
         # Far enough on either side for every token to be at its bound.
         reach = float(score.abs().max()) + 40.0
-        offset = meet(k, lambda b: rounded(self._bounded(score + b), most), -reach, reach)
-        solved.offset.fill_(offset)
-        solved.config = self.config.model_copy(update={"k": k, "k_max": self.config.most})
+        most = math.ceil(self.most)
+        solved.offset.fill_(meet(k, lambda offset: rounded(self._bounded(score + offset), most), -reach, reach))
+        solved.config = self.config.model_copy(update={"k": k, "k_max": self.most})
         return solved
 
     @torch.no_grad()
@@ -124,7 +131,7 @@ class Learned(Budget):
         self.scorer.fold(scale)
 
     def _bounded(self, logit: Tensor) -> Tensor:
-        return (self.config.most * torch.sigmoid(logit)).clamp(min=min(1.0, self.config.k))
+        return (self.most * torch.sigmoid(logit)).clamp(min=1.0)
 
 
 class Scorer(nn.Module, abc.ABC):
@@ -145,7 +152,7 @@ class Scorer(nn.Module, abc.ABC):
     def initialise(self, dictionary: Dictionary, generator: torch.Generator) -> None:
         """Start from the dictionary as it starts."""
 
-    def observe(self, trace: Trace) -> None:
+    def observe(self, trace: Trace, world: World) -> None:
         """See ``Budget.observe``."""
 
     @abc.abstractmethod
@@ -181,9 +188,9 @@ class Shared(Scorer):
         return self.scaled(pre.weigh(weight) - weight @ self.mean.to(x.dtype), len(weight))
 
     @torch.no_grad()
-    def observe(self, trace: Trace) -> None:
-        new = 0.1 if int(self.seen) else 1.0
-        self.mean.lerp_(trace.pre.means(every=8).float(), new)
+    def observe(self, trace: Trace, world: World) -> None:
+        means = world.sum(trace.pre.means(every=8)) / world.size
+        self.mean.lerp_(means.to(self.mean), 0.1 if int(self.seen) else 1.0)
         self.seen += 1
 
     def fold(self, scale: float) -> None:
@@ -225,7 +232,7 @@ class Own(Scorer):
         self.weight.copy_(dictionary.weight)
         self.bias.copy_(dictionary.b_enc - dictionary.weight @ dictionary.b_dec)
         # Zero would cut the layer behind it off; this moves no k by a hundredth.
-        self.readout.normal_(std=1e-4, generator=generator)
+        self.readout.copy_(1e-4 * torch.randn(len(self.readout), generator=generator))
 
     def fold(self, scale: float) -> None:
         self.weight.mul_(scale)

@@ -13,7 +13,7 @@ from ..activations import StoreSource
 from ..errors import InvalidConfig
 from ..recipes import Published, adjusted, find_recipe
 from ..training import RunConfig, TrainConfig, train
-from .output import import_plugins, integers_in, names_in, numbers_in, on_terminal, show
+from .output import import_plugins, integers_in, names_in, numbers_in, on_terminal, say, show
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +30,8 @@ class Train:
     recipe: str = "token_choice,mutual_choice"
     """Recipes, separated by commas: token_choice (topk), mutual_choice (batch_topk), soft_sae, feature_choice, or
     a rule of --plugin."""
-    k: str = "32"
-    """Mean features per token, one or more, separated by commas."""
+    k: str | None = None
+    """Mean features per token, one or more, separated by commas; 32 unless --paper says otherwise."""
     seed: str = "0"
     """Seeds of the initial weights, separated by commas; the first also orders the rows."""
     module: str | None = None
@@ -106,18 +106,25 @@ class Train:
         if self.lr is not None and not 0 < self.lr < math.inf:
             raise InvalidConfig(f"--lr = {self.lr} is not a positive number; give a rate such as 0.001")
         published = self._published()
+        for name, its in published.items():
+            say(f"{name} as published, except: {its.notes or 'nothing'}")
         seeds = integers_in(self.seed, "--seed")
         configs = {}
         for recipe in names_in(self.recipe, "--recipe"):
             paper = published.get(recipe)
             d_sae = self._d_sae(d_in, paper)
             make = paper.make if paper else find_recipe(recipe).make
-            for k in numbers_in(self.k, "--k"):
+            for k in self._k(paper):
                 for seed in seeds:
                     config = make(d_in, d_sae, k, seed)
                     name = f"{recipe}-k{k:g}" + (f"-s{seed}" if len(seeds) > 1 else "")
                     configs[name] = self._adjusted(config, recipe)
         return configs
+
+    def _k(self, paper: Published | None) -> list[float]:
+        if self.k is not None:
+            return numbers_in(self.k, "--k")
+        return [paper.k if paper is not None and paper.k is not None else 32]
 
     def _d_sae(self, d_in: int, paper: Published | None) -> int:
         if self.d_sae is not None:

@@ -60,9 +60,9 @@ class MonotonicImportance(Metric):
         self._tokens += int(enough.sum())
         for number, gain in enumerate(gains):
             apart = (rank_in_rows(pairs, gain, code.n) - place).double().square()
-            total = torch.zeros(code.n, dtype=torch.float64).index_add_(0, pairs.rows, apart)
+            total = apart.new_zeros(code.n).index_add_(0, pairs.rows, apart)
             rho = 1 - 6 * total / (counts * (counts.square() - 1))
-            self._sums[number] += rho[enough].sum()
+            self._sums[number] += rho[enough].sum().cpu()
 
 
 def gains_of(code: Code, place: Tensor, target: Tensor, W_dec: Tensor) -> tuple[Tensor, Tensor]:

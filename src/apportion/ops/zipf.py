@@ -130,7 +130,7 @@ def project_quotas(wanted: Tensor, total: float, most: float, *, least: float | 
         least: the smallest; None for 1 if ``total`` reaches F and 0 otherwise.
 
     Raises:
-        InvalidInput: ``wanted`` is not finite or negative; or F features cannot hold ``total``.
+        InvalidInput: ``wanted`` is not finite or negative; or F features cannot hold ``total``, or need more.
     """
     n = len(wanted)
     if not bool((wanted.isfinite() & (wanted >= 0)).all()):
@@ -145,6 +145,11 @@ def project_quotas(wanted: Tensor, total: float, most: float, *, least: float | 
         )
     if least is None:
         least = 1.0 if total >= n else 0.0
+    if least * n > total:
+        raise InvalidInput(
+            f"a budget of {total:g} is too small for {n} features of at least {least:g} each; "
+            "use a larger batch or a smaller least quota"
+        )
     want = wanted.double()
     free = want > 0
     n_free = int(free.sum())

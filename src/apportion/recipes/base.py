@@ -25,13 +25,15 @@ class Published:
         make: the run.
         train: its stream.
         d_sae: its number of features.
-        notes: where text and code of the paper differ, or where the package does.
+        notes: where text and code of the paper differ, or where the package does; said when it is used.
+        k: its mean number of features per token, if it has one.
     """
 
     make: Make
     train: TrainConfig
     d_sae: int
     notes: str = ""
+    k: float | None = None
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,8 @@ def llm(d_in: int, d_sae: int, k: float, seed: int) -> RunConfig:
     allocator = SoftTopKConfig(
         budget=budget,
         alpha=LinearSteps(start=0.99, end=1e-4, steps=2500),
-        hard=10_000 / steps,
+        hard=10_000,
+        floor=1e-4,
         through_rank=True,
     )
     return RunConfig(
@@ -43,7 +44,9 @@ def clip(d_in: int, d_sae: int, k: float, seed: int) -> RunConfig:
     steps = _CLIP.n_steps
     relaxed = LinearSteps(start=1.0, end=0.0, steps=1600)
     budget = LearnedConfig(k=k, estimator="own", weight=1.0, lower=False, relaxed=relaxed)
-    allocator = SoftTopKConfig(budget=budget, alpha=Constant(value=1e-4), hard=6000 / steps, through_rank=True)
+    allocator = SoftTopKConfig(
+        budget=budget, alpha=Constant(value=1e-4), hard=6000, floor=1e-4, through_rank=True
+    )
     return RunConfig(
         sae=SAEConfig(d_in=d_in, d_sae=d_sae, allocator=allocator),
         lr=WarmupDecay(peak=6e-4, warmup=1900 / steps, decay=1 - 6500 / steps),
@@ -52,7 +55,12 @@ def clip(d_in: int, d_sae: int, k: float, seed: int) -> RunConfig:
     )
 
 
-_ROUNDING = "k is rounded, where the published code truncates; hard steps train the encoder, where it does not"
+_NOTES = (
+    "k is rounded, where the published code truncates; hard steps train the encoder, where the code does not, "
+    "and the budget's loss goes on in them; the estimator's score is scaled by 8 / sqrt(d_sae) and its gradient "
+    "clipped apart; weights below 1e-4 are left out; warm-up and decay are the published shares of the published "
+    "length; the auxiliary loss is computed on a quarter of the rows; inputs are scaled by one power of two"
+)
 
 register(
     Recipe(
@@ -60,8 +68,8 @@ register(
         make,
         "arXiv 2605.06610",
         papers={
-            "llm": Published(llm, _LLM, 16_384, _ROUNDING),
-            "clip": Published(clip, _CLIP, 4096, f"{_ROUNDING}; inputs are scaled, not shifted"),
+            "llm": Published(llm, _LLM, 16_384, _NOTES),
+            "clip": Published(clip, _CLIP, 4096, f"{_NOTES}, not shifted", k=220),
         },
     )
 )

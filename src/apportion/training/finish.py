@@ -39,8 +39,7 @@ def finish(
     tokens = min(limit or GAP_TOKENS, GAP_TOKENS)
     further: dict[str, Any] = {"silent": silent_share(run.sae, blocks, tokens)}
     if run.sae.allocator.couples_rows:
-        together, alone = inference_gap(run.sae, sae, blocks, batch_size, tokens)
-        further |= {"in_batches": together, "frozen": alone}
+        further |= inference_gap(run.sae, sae, blocks, batch_size, tokens)
     sae = sae.fold(scale).requires_grad_(False).eval()
     sae.metadata = {
         "source": source.describe(),
@@ -60,10 +59,10 @@ def finish(
 @torch.no_grad()
 def inference_gap(
     trained: SAE, frozen: SAE, blocks: Callable[[], Iterator[Tensor]], batch_size: int, limit: int
-) -> tuple[dict[str, float], dict[str, float]]:
-    """L0 and FVU on the same rows under the rule of training, in batches of its size, and under the frozen one.
+) -> dict[str, dict[str, float]]:
+    """L0 and FVU on the same rows under the rule of training (``in_batches``), and under the frozen one.
 
-    Only whole batches count, and one at least, so that the rule meets what it met in training.
+    Only whole batches count, so that the rule meets what it met in training; nothing if there is none.
     """
     rules, sums = (trained, frozen), torch.zeros(2, 2, dtype=torch.float64)
     spread = Moments()
@@ -75,11 +74,13 @@ def inference_gap(
             trace = sae.trace(x)
             sums[number, 0] += trace.code.nnz
             sums[number, 1] += (trace.x - trace.x_hat).double().square().sum().cpu()
+    if spread.n == 0:
+        return {}
     together, alone = (
         {"l0": float(spent) / spread.n, "fvu": unexplained(float(error), spread), "tokens": spread.n}
         for spent, error in sums
     )
-    return together, alone
+    return {"in_batches": together, "frozen": alone}
 
 
 @torch.no_grad()
@@ -90,20 +91,17 @@ def silent_share(sae: SAE, blocks: Callable[[], Iterator[Tensor]], limit: int) -
     for x in blocks():
         if seen >= limit:
             break
-        largest = torch.maximum(largest, sae.trace(x[: limit - seen]).pre.peaks())
+        largest = torch.maximum(largest, sae.survey(x[: limit - seen]).peaks())
         seen += len(x)
     return float((largest <= 0).float().mean())
 
 
 def batches_of(blocks: Iterator[Tensor], size: int) -> Iterator[Tensor]:
-    """The rows of ``blocks`` in batches of ``size``; the last may be shorter only if it is the first."""
+    """The rows of ``blocks`` in whole batches of ``size``; what is left over is left out."""
     held: list[Tensor] = []
-    first = True
     for block in blocks:
         held.append(block)
         while sum(len(part) for part in held) >= size:
             rows = torch.cat(held)
             yield rows[:size]
-            held, first = [rows[size:]], False
-    if first and held:
-        yield torch.cat(held)
+            held = [rows[size:]]

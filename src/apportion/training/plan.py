@@ -33,6 +33,7 @@ def check_runs(configs: Mapping[str, RunConfig], source: Source, settings: Train
                 "use the width of the activations"
             )
         check_schedules(config, settings.n_steps, name)
+        config.sae.allocator.check(settings.n_steps, settings.batch_size, config.sae.d_sae)
     # Said before the training and not after it, for then no other source can take its place.
     if next(iter(source.blocks("calibrate", 1)), None) is None:
         raise InvalidInput("no documents are held out to calibrate on; raise the held-out share of the source")

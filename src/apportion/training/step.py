@@ -51,6 +51,13 @@ class Run:
             parameters, lr=0.0, betas=config.betas, eps=config.eps, fused=b_dec.device.type in ("cpu", "cuda")
         )
 
+    @torch.no_grad()
+    def begin(self, b_dec: Tensor) -> None:
+        """Move the decoder's bias to where the data is, and let the rule start from the dictionary as it is."""
+        self.sae.b_dec.copy_(b_dec)
+        generator = torch.Generator().manual_seed(self.config.seed)
+        self.sae.allocator.initialise(self.sae.dictionary(), generator)
+
 
 @dataclass(frozen=True, eq=False)
 class StepResult:

@@ -149,8 +149,7 @@ class _Session:
     def _initialise(self, x: Tensor) -> None:
         median = geometric_median(x)
         for run in self.runs.values():
-            with torch.no_grad():
-                run.sae.b_dec.copy_(median)
+            run.begin(median)
 
     def _log(self, name: str, run: Run, result: StepResult, tally: _Tally) -> None:
         losses = {key: float(value) for key, value in result.losses.items()}

@@ -1,0 +1,54 @@
+"""What rules learn is the same in every process, whatever each has seen; budgets are those of the scope."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+PROGRAM = """
+import sys, torch, torch.distributed as dist
+sys.path.insert(0, sys.argv[3])
+from apportion.allocators import FeatureChoiceConfig, MutualChoiceConfig, SoftTopKConfig
+from apportion.clock import Clock
+from apportion.firing import Firing
+from apportion.ops.zipf import whole_quotas
+from apportion.world import World
+from tests.conftest import inputs, make_sae
+
+rank = int(sys.argv[1])
+dist.init_process_group("gloo", init_method=f"file://{sys.argv[2]}", rank=rank, world_size=2)
+world = World(rank, 2)
+for scope in ("rank", "global"):
+    for config in (
+        FeatureChoiceConfig(k=6, scope=scope, warmup=0.3, refresh_every=2),
+        MutualChoiceConfig(k=6, scope=scope),
+        SoftTopKConfig.for_k(6),
+    ):
+        sae = make_sae(config)
+        spent = []
+        for step in range(10):
+            if config.kind == "feature_choice":
+                quota = whole_quotas(sae.allocator.quotas(100 if scope == "global" else 50), step)
+            trace = sae.trace(inputs(50, seed=10 * step + rank), Clock(step, 10), world=world)
+            sae.allocator.observe(trace, sae.dictionary(), Firing(96), world)
+            spent.append(int(world.sum(torch.tensor(trace.code.nnz))))
+        for name, buffer in sae.allocator.named_buffers():
+            mine, others = buffer.double().flatten(), world.gather(buffer.double().flatten())
+            assert all(torch.equal(mine, other) for other in others), (config.kind, scope, name)
+        if config.kind != "soft_top_k":
+            assert max(spent) <= 600, (config.kind, scope, spent)
+            assert spent[0] == 600, (config.kind, scope, spent)
+        if config.kind == "feature_choice" and scope == "global":
+            counts = world.sum(torch.bincount(trace.code.indices, minlength=96))
+            assert (counts <= quota).all() and counts.sum() > 0.9 * quota.sum()
+dist.barrier()
+dist.destroy_process_group()
+"""
+
+
+def test_two_processes_learn_the_same(tmp_path):
+    root = str(Path(__file__).resolve().parents[2])
+    command = [sys.executable, "-c", PROGRAM]
+    ranks = [subprocess.Popen([*command, str(r), str(tmp_path / "meet"), root]) for r in (0, 1)]
+    assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
