@@ -106,3 +106,10 @@ def test_row_floor_leaves_enough(d_sae, seed, data):
     k = torch.tensor([data.draw(st.integers(0, d_sae)) for _ in range(5)])
     above = ((a > row_floor(a, k)) & (a > 0)).sum(1)
     assert (above >= torch.minimum(k, (a > 0).sum(1))).all()
+
+
+def test_entries_at_pairs_whatever_the_layout():
+    a = torch.arange(12.0).view(3, 4)
+    pairs = entries_above(a, 5.0).take(torch.tensor([True, False, True, False, False, True]))
+    for layout in (a, a.T.contiguous().T):
+        assert pairs.of(layout).tolist() == [6.0, 8.0, 11.0]

@@ -80,8 +80,10 @@ def test_the_reference_solves_the_equation(row, share, alpha, entry):
 @pytest.mark.parametrize("alpha", ALPHAS)
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_equals_sorting_at_any_temperature(alpha, scale, dtype):
+@pytest.mark.parametrize("largest_k", [F / 2, F])
+def test_equals_sorting_at_any_temperature(alpha, scale, dtype, largest_k):
     a, k = batch(scale, dtype)
+    a, k = a[k <= largest_k], k[k <= largest_k]
     before = a.clone()
     p = soft_top_k(a, k, alpha)
     assert p.dtype == dtype
@@ -97,8 +99,10 @@ def test_equals_sorting_at_any_temperature(alpha, scale, dtype):
 @pytest.mark.parametrize("alpha", ALPHAS)
 @pytest.mark.parametrize("scale", [1.0, 1e4])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_gradients_equal_the_formula(alpha, scale, dtype):
+@pytest.mark.parametrize("largest_k", [F / 2, F])  # rows with more than half of their entries take another route
+def test_gradients_equal_the_formula(alpha, scale, dtype, largest_k):
     a, k = batch(scale, dtype)
+    a, k = a[k <= largest_k], k[k <= largest_k]
     grad = torch.randn(a.shape, generator=torch.Generator().manual_seed(1), dtype=dtype)
     d_a, d_k, d_alpha = gradients(a, k, alpha, grad)
     want_a, want_k, want_alpha = soft_top_k_gradients_reference(a, k, alpha, grad)
@@ -117,10 +121,41 @@ def test_gradients_equal_the_formula(alpha, scale, dtype):
 def test_far_more_entries_than_are_looked_at_one_by_one():
     a = torch.randn(6, 16_384, generator=torch.Generator().manual_seed(3)).relu()
     k = torch.tensor([32.0, 1.0, 640.0, 0.5, 5000.0, 32.5])
+    a[1] = 0
+    a[3, 5:] = 0  # fewer positive entries than are wanted
+    grad = torch.randn(a.shape, generator=torch.Generator().manual_seed(4))
     for alpha in ALPHAS:
         torch.testing.assert_close(
             soft_top_k(a, k, alpha).double(), soft_top_k_reference(a, k, alpha), rtol=0, atol=1e-6
         )
+        d_a, d_k, d_alpha = gradients(a, k, alpha, grad)
+        want_a, want_k, want_alpha = soft_top_k_gradients_reference(a, k, alpha, grad)
+        torch.testing.assert_close(d_a.double() * alpha, want_a * alpha, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(d_k.double(), want_k, rtol=1e-4, atol=1e-5)
+        assert float(d_alpha) * alpha == pytest.approx(float(want_alpha) * alpha, rel=1e-3, abs=1e-2)
+
+
+def test_one_row_of_ties_among_many_others():
+    """The route is chosen by looking at some of the rows; the others must be right all the same."""
+    a = torch.randn(64, 500, generator=torch.Generator().manual_seed(11))
+    a[7], a[9, :400] = 1.5, 0.0
+    k = torch.linspace(1, 40, 64)
+    for relu in (False, True):
+        part = a.relu() if relu else a
+        p = soft_top_k(part, k, 1e-4)
+        torch.testing.assert_close(p.double(), soft_top_k_reference(part, k, 1e-4), rtol=0, atol=1e-6)
+
+
+def test_gradients_that_are_not_contiguous():
+    a = torch.randn(40, 300, generator=torch.Generator().manual_seed(12))
+    for alpha in (1e-3, 1.0):
+        left, right = (a.clone().requires_grad_() for _ in range(2))
+        soft_top_k(left.T, 5.0, alpha).select(1, 3).sum().backward()
+        soft_top_k(right.T.contiguous(), 5.0, alpha)[:, 3].clone().sum().backward()
+        torch.testing.assert_close(left.grad, right.grad)
+        spread = torch.ones(()).expand(40, 300)
+        (d_a,) = torch.autograd.grad(soft_top_k(left, 5.0, alpha), [left], spread)
+        assert d_a.abs().max() <= 1e-6 / alpha  # the sum of weights does not move
 
 
 @settings(max_examples=100, deadline=None)

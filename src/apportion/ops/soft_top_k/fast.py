@@ -42,7 +42,7 @@ def soft_top_k(a: Tensor, k: Tensor | float, alpha: Tensor | float) -> Tensor:
     if a.numel() == 0:
         return a.clone()
     wide = a if a.dtype in (torch.float32, torch.float64) else a.float()
-    rows = wide.reshape(-1, a.shape[-1])
+    rows = wide.reshape(-1, a.shape[-1]).contiguous()
     alpha_graph = alpha if isinstance(alpha, Tensor) else None
     weights: Tensor = _SoftTopK.apply(rows, k.reshape(-1), alpha_graph, temperature)
     return weights.view(a.shape).to(a.dtype)

@@ -42,7 +42,7 @@ def soft_pairs(pre: Tensor, k: Tensor, alpha: Tensor | float, floor: float) -> S
     if not 0 < floor <= 0.5:
         raise InvalidInput(f"floor = {floor}; give the least weight to keep, above 0 and at most 0.5")
     temperature, k = checked(pre, k, alpha)
-    pre = pre.detach()
+    pre = pre.detach().contiguous()
     moment = isinstance(alpha, Tensor) and alpha.requires_grad
     found, near = find_threshold(
         pre, k.detach().double(), temperature, lowest_t=math.log(2 * floor), relu=True, moment=moment

@@ -20,7 +20,9 @@ from ..select import Pairs, entries_above, kth_bound
 from .solve import Tail, Threshold, exp_, solve_sorted
 
 _CHUNK_BYTES = 1 << 22  # what the streaming passes work on at a time: it stays in cache
-_BLOCK = 1 << 20  # entries that are sorted and bisected at a time
+# Entries that are sorted and bisected at a time: below torch's grain an operation stays on the calling thread,
+# and at this size a second one that has to be woken up first is no gain.
+_BLOCK = (1 << 15) - 1
 _FEW = 1 / 32  # share of the entries up to which handling them one by one is cheaper than whole rows
 _SAMPLE = 16  # rows that are looked at to find out
 
@@ -48,7 +50,7 @@ def find_threshold(
     """The threshold of every row, and its near entries.
 
     Args:
-        a: [n, F], finite, n and F at least 1; only read.
+        a: [n, F], finite, contiguous, n and F at least 1; only read.
         k: [n] float64, 0 <= k <= F.
         alpha: temperature > 0.
         lowest_t: entries with at least this t are near, at most 0; None for all that count if those are few, and
