@@ -28,7 +28,9 @@ def sae_with(estimator="shared", k=8.0, spread=0.0, **settings):
         scorer = sae.allocator.budget.scorer
         readout = scorer.readout if estimator == "own" else scorer.weight
         with torch.no_grad():
-            readout.normal_(std=spread * len(readout) ** 0.5 / 8, generator=torch.Generator().manual_seed(4))
+            readout.normal_(
+                std=spread * len(readout) ** 0.5 / scorer.reach, generator=torch.Generator().manual_seed(4)
+            )
     return sae
 
 
@@ -58,7 +60,7 @@ def test_the_score_is_what_the_docstring_says(estimator):
     score = {
         "shared": lambda: (a - scorer.mean) @ scorer.weight * 8 / 96**0.5,
         "linear": lambda: x @ scorer.weight * 8 / 24**0.5,
-        "own": lambda: (x @ scorer.weight.T + scorer.bias).relu() @ scorer.readout * 8 / 96**0.5,
+        "own": lambda: (x @ scorer.weight.T + scorer.bias).relu() @ scorer.readout * 2 / 96**0.5,
     }[estimator]()
     want = (16 * torch.sigmoid(score)).clamp(min=1)
     torch.testing.assert_close(k_of(sae, x), want, rtol=1e-4, atol=1e-4)

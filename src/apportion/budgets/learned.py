@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import copy
 import math
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -137,14 +137,16 @@ class Learned(Budget):
 class Scorer(nn.Module, abc.ABC):
     """A token's score, [n], next to zero at first.
 
-    Scores are sums over n weights times 8 / sqrt(n). Adam moves every weight by about the learning rate, all of
-    them together in one direction when that helps: without the root one step could carry every k from one bound
-    to the other. (Of the factors 1, 4 and 16, 4 and 16 were best; see docs/soft_sae.md.)
+    Scores are sums over n weights times reach / sqrt(n). Adam moves every weight by about the learning rate, all
+    of them together in one direction when that helps: without the root one step could carry every k from one
+    bound to the other. How the reach was chosen stands in docs/soft_sae.md.
     """
+
+    reach: ClassVar[float] = 8.0
 
     def scaled(self, total: Tensor, n: int) -> Tensor:
         """A sum over ``n`` weights as a score."""
-        return total * (8 / math.sqrt(n))
+        return total * (self.reach / math.sqrt(n))
 
     @abc.abstractmethod
     def forward(self, pre: Affinities, x: Tensor) -> Tensor: ...
@@ -217,6 +219,8 @@ class Own(Scorer):
 
     The published layer reads x - b_dec; here the bias starts at b_enc - W_enc b_dec and goes its own way.
     """
+
+    reach: ClassVar[float] = 2.0  # what it reads moves as well
 
     def __init__(self, d_in: int, d_sae: int) -> None:
         super().__init__()

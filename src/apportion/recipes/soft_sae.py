@@ -57,7 +57,7 @@ def clip(d_in: int, d_sae: int, k: float, seed: int) -> RunConfig:
 
 _NOTES = (
     "k is rounded, where the published code truncates; hard steps train the encoder, where the code does not, "
-    "and the budget's loss goes on in them; the estimator's score is scaled by 8 / sqrt(d_sae) and its gradient "
+    "and the budget's loss goes on in them; the estimator's score is scaled by 2 / sqrt(d_sae) and its gradient "
     "clipped apart; weights below 1e-4 are left out; warm-up and decay are the published shares of the published "
     "length; the auxiliary loss is computed on a quarter of the rows; inputs are scaled by one power of two"
 )
