@@ -26,6 +26,11 @@ class BudgetConfig(Kind, abc.ABC):
     def mean_k(self) -> float:
         """Mean features per token that the budget is meant to meet."""
 
+    @property
+    def learns_from_targets(self) -> bool:
+        """Whether training needs the numbers that come with the tokens (``Batch.target``)."""
+        return False
+
     @abc.abstractmethod
     def build(self, *, d_in: int, d_sae: int) -> Budget: ...
 
@@ -66,8 +71,10 @@ class Budget(nn.Module, abc.ABC):
         return super().__call__(*args, **kwargs)  # type: ignore[no-any-return]
 
 
-def meet(k: float, allotted: Callable[[float], Tensor], low: float, high: float) -> float:
+def meet(k: float, allotted: Callable[[float], Tensor], low: float, high: float, halvings: int = 80) -> float:
     """The offset at which the mean of ``allotted(offset)``, which rises with it, is nearest to ``k``.
+
+    The interval from ``low`` to ``high`` is halved ``halvings`` times: 80 lead to neighbouring float64 numbers.
 
     Raises:
         InvalidInput: the mean does not pass ``k`` between ``low`` and ``high``.
@@ -78,7 +85,7 @@ def meet(k: float, allotted: Callable[[float], Tensor], low: float, high: float)
             f"no offset gives these tokens {k:g} features on average, only {means[0]:g} to {means[1]:g}; "
             "change k or the bounds of the budget"
         )
-    for _ in range(80):  # down to neighbouring float64 numbers
+    for _ in range(halvings):
         middle = (low + high) / 2
         if float(allotted(middle).double().mean()) < k:
             low = middle
