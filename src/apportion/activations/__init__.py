@@ -10,7 +10,7 @@ In this room:
   ``items`` (tensors in place of texts), ``capture`` (hooks), ``extract`` (rows), ``plan`` (what goes into
   which shard), ``store`` (the capture itself);
 - the way out: ``manifest``, ``shards`` and ``files`` (what is on disk), ``reading``, ``splits``, ``shuffle``;
-- ``scale``, the input scale.
+- ``scale``, the input scale, and ``pooling``, one activation per text.
 
 To add a source, write one file with a final subclass of ``Source``. If its rows can be read in any order,
 give ``rows.SplitRows`` an object with ``gather``; if it makes its rows as it goes, give

@@ -28,6 +28,9 @@ class LabelledSource(Source):
             a text ends where the next one of its document begins.
         values: [texts] the numbers, NaN where there is none; rows of no text get NaN too.
         about: where the numbers come from, JSON.
+
+    Attributes:
+        document, values: [texts] document and number of each text, in the order of ``text_of``.
     """
 
     def __init__(
@@ -41,6 +44,7 @@ class LabelledSource(Source):
         self.source, self._about = source, dict(about or {})
         keys = document.astype(np.int64) * _MOST_ROWS + start
         order = np.argsort(keys)
+        self.document, self.values = document[order], values[order]
         self._keys, self._values = torch.from_numpy(keys[order]), torch.from_numpy(values[order]).float()
 
     @property

@@ -32,7 +32,7 @@ class L1(Objective):
         self.config = config
 
     def __call__(self, trace: Trace, dictionary: Dictionary, firing: Firing) -> Tensor | None:
-        size = torch.linalg.vector_norm(trace.x, dim=1).sum()
+        size: Tensor = torch.linalg.vector_norm(trace.x, dim=1).sum()
         if not bool(size > 0):
             return None
         total: Tensor = trace.code.values.sum()  # values are not negative
