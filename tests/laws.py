@@ -43,11 +43,22 @@ def unchanged(before: dict[str, Tensor], module: nn.Module) -> bool:
     return before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
 
 
+def target_of(x: Tensor) -> Tensor:
+    """[n] a number per token, as a stream may bring it."""
+    return x[:, :3].sum(1).float()
+
+
+def step_on(run: Run, n: int, step: int, steps: int) -> None:
+    """One training step on rows of its own, with their targets."""
+    x = inputs(n, seed=step)
+    train_step(run, x, Clock(step, steps, n * step), target=target_of(x))
+
+
 def trained(config: AllocatorConfig, steps: int = 20) -> SAE:
     """An SAE a few steps into training, so that its rule has observed something."""
     run = fresh_run(config)
     for step in range(steps):
-        train_step(run, inputs(64, seed=step), Clock(step, steps))
+        step_on(run, 64, step, steps)
     return run.sae
 
 
@@ -131,7 +142,8 @@ def gradients_reach_everything(config: AllocatorConfig) -> None:
     for clock in CLOCKS:
         sae = make_sae(config, dtype=torch.float64)
         firing = Firing(sae.d_sae)
-        trace = sae.trace(inputs(64, dtype=torch.float64), clock)
+        x = inputs(64, dtype=torch.float64)
+        trace = sae.trace(x, clock, target=target_of(x))
         loss = (trace.x - trace.x_hat).square().sum() + sum(
             sae.allocator.terms(trace, sae.dictionary()).values(), torch.zeros(())
         )
@@ -235,14 +247,14 @@ def resuming_is_exact(config: AllocatorConfig) -> None:
     """A run restored in the middle ends with the bits of one that was not interrupted."""
     straight, first = fresh_run(config), fresh_run(config)
     for step in range(6):
-        train_step(straight, inputs(48, seed=step), Clock(step, 6, 48 * step))
+        step_on(straight, 48, step, 6)
     for step in range(3):
-        train_step(first, inputs(48, seed=step), Clock(step, 6, 48 * step))
+        step_on(first, 48, step, 6)
     kept = {name: value.clone() for name, value in run_tensors(first).items()}
     second = fresh_run(config)
     restore_run(second, kept, "memory")  # type: ignore[arg-type]
     for step in range(3, 6):
-        train_step(second, inputs(48, seed=step), Clock(step, 6, 48 * step))
+        step_on(second, 48, step, 6)
     want, got = run_tensors(straight), run_tensors(second)
     assert want.keys() == got.keys()
     assert all(torch.equal(want[name], got[name]) for name in want)
@@ -280,7 +292,8 @@ def observe_is_the_only_writer(config: AllocatorConfig) -> None:
     parameters = {n: p.clone() for n, p in sae.named_parameters()}
     firing = Firing(sae.d_sae)
     for seed in range(3):
-        trace = sae.trace(inputs(64, seed=seed), Clock(seed, 3))
+        x = inputs(64, seed=seed)
+        trace = sae.trace(x, Clock(seed, 3), target=target_of(x))
         firing.update(trace.code)
         sae.allocator.observe(trace, sae.dictionary(), firing)
     assert all(torch.equal(parameters[n], p) for n, p in sae.named_parameters())

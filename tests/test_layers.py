@@ -35,7 +35,8 @@ OPTIONAL = {
     "tensorboard": {"training/log.py"},
     "httpx2": {"complexity/endpoint.py"},
     "textstat": {"complexity/readability.py"},
-    "sklearn": set(),
+    "sklearn": {"complexity/probe.py"},
+    "scipy": {"complexity/probe.py"},
     "triton": set(),
     "sae_lens": set(),
 }

@@ -10,7 +10,7 @@ from apportion.allocators import SoftTopKConfig
 from apportion.budgets import LearnedConfig
 from apportion.clock import Clock
 from apportion.errors import InvalidConfig
-from apportion.schedules import Linear, LinearSteps
+from apportion.schedules import Jump, Linear, LinearSteps
 
 
 def test_linear_steps_ends_after_its_steps_whatever_the_run():
@@ -19,6 +19,11 @@ def test_linear_steps_ends_after_its_steps_whatever_the_run():
         values = [schedule(Clock(step, n_steps)) for step in (0, 10, 20, n_steps)]
         assert values == pytest.approx([0.99, 0.49505, 1e-4, 1e-4])
     assert schedule.n_steps == 21 and Linear(start=0, end=1).n_steps == 1
+
+
+def test_a_jump_has_happened_at_its_share_of_the_run():
+    schedule = Jump(start=1.0, end=0.05, at=0.9)
+    assert [schedule(Clock(step, 10)) for step in (0, 8, 9, 10)] == [1.0, 1.0, 0.05, 0.05]
 
 
 def soft_run(**changes):

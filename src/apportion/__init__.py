@@ -26,7 +26,7 @@ from .objectives import Objective, ObjectiveConfig
 from .recipes import find_recipe as recipe
 from .sae import SAE, SAEConfig
 from .trace import Dictionary, Trace
-from .training import RunConfig, TrainConfig, train
+from .training import RunConfig, TrainConfig, train, with_scores
 
 __version__ = version("apportion")
 
@@ -63,4 +63,5 @@ __all__ = [
     "recipe",
     "save",
     "train",
+    "with_scores",
 ]

@@ -39,6 +39,18 @@ class Constant(Schedule):
         return self.value
 
 
+class Jump(Schedule):
+    """``start``, and ``end`` from the share ``at`` of the run on."""
+
+    kind: Literal["jump"] = "jump"
+    start: float
+    end: float
+    at: float = Field(ge=0, le=1)
+
+    def __call__(self, clock: Clock) -> float:
+        return self.start if clock.progress < self.at else self.end
+
+
 class Linear(Schedule):
     """``start`` until ``begin``, ``end`` from ``until``, a straight line between (shares of the run)."""
 

@@ -4,12 +4,13 @@ In this room:
 
 - the contract: ``source`` (``Source``, ``Stream``, ``Batch``);
 - the sources: ``rows`` (``StoreSource`` over a captured store, ``TensorSource`` over a tensor), ``live``
-  (``LiveSource``, captured while used) and ``synthetic`` (``SyntheticSource``, whose dictionary is known);
+  (``LiveSource``, captured while used), ``synthetic`` (``SyntheticSource``, whose dictionary is known) and
+  ``labels`` (``LabelledSource``, another one with a number per text);
 - the way into a store: ``texts`` and ``installed`` (documents), ``models``, ``contexts`` (windows of tokens),
   ``items`` (tensors in place of texts), ``capture`` (hooks), ``extract`` (rows), ``plan`` (what goes into
   which shard), ``store`` (the capture itself);
 - the way out: ``manifest``, ``shards`` and ``files`` (what is on disk), ``reading``, ``splits``, ``shuffle``;
-- ``scale``, the input scale.
+- ``scale``, the input scale, and ``pooling``, one activation per text.
 
 To add a source, write one file with a final subclass of ``Source``. If its rows can be read in any order,
 give ``rows.SplitRows`` an object with ``gather``; if it makes its rows as it goes, give
@@ -19,6 +20,7 @@ prefetching and resume to the bit.
 
 from .installed import installed_text
 from .items import Item
+from .labels import LabelledSource
 from .live import LiveSource
 from .models import LoadedModel, load_model
 from .rows import StoreSource, TensorSource
@@ -30,6 +32,7 @@ from .texts import iter_documents, load_documents
 __all__ = [
     "Batch",
     "Item",
+    "LabelledSource",
     "LiveSource",
     "LoadedModel",
     "Source",

@@ -19,7 +19,7 @@ from .models import LoadedModel, load_model
 from .plan import check_target, fingerprint
 from .shuffle import Place, PooledStream, generator, join, select_rows
 from .source import BLOCK_ROWS, NO_CONTEXTS, Batch, Source, Split, Stream
-from .splits import Ints, in_part, parts_of
+from .splits import Bools, Ints, in_part, parts_of
 from .store import cutter_of
 from .texts import Document
 
@@ -91,6 +91,16 @@ class LiveSource(Source):
         if self._tensors:
             raise InvalidInput(NO_CONTEXTS)
         return batch_windows(self._pools.windows(self._heldout(split)), batch_size, limit_rows)
+
+    def in_training(self) -> Bools:
+        """[documents] whether each belongs to the training part."""
+        return in_part(self._parts, "train")
+
+    def context_starts(self) -> tuple[Ints, Ints]:
+        """As ``StoreSource.context_starts``; every document is tokenised for it."""
+        windows = self._pools.windows(np.arange(len(self.documents)))
+        found = np.array([(window.document, window.start) for window in windows], np.int64).reshape(-1, 2)
+        return found[:, 0], found[:, 1]
 
     def _heldout(self, split: Split) -> Ints:
         chosen = np.flatnonzero(in_part(self._parts, split))

@@ -155,6 +155,18 @@ class StoreReader:
         self._check_finite(x, rows)
         return Batch(x, document, position, target)
 
+    def context_starts(self) -> tuple[Ints, Ints]:
+        """Document and place of the first row in it, each [contexts], of every context in order.
+
+        The rows of a document that was fed as tensors are one context.
+        """
+        if self.manifest.settings.inputs == "tensors":
+            documents = np.flatnonzero(self.counts)
+            return documents, np.zeros_like(documents)
+        found = [[shard.whole(name) for name in ("context_document", "context_start")] for shard in self._shards]
+        documents, starts = (np.concatenate(column).astype(np.int64) for column in zip(*found, strict=True))
+        return documents, starts
+
     def windows(self, chosen: NDArray[np.bool_], end: int) -> Iterator[Window]:
         """The contexts of the ``chosen`` documents, in order, their kept tokens being rows before ``end``.
 

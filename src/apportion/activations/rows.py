@@ -18,7 +18,7 @@ from .manifest import Manifest
 from .reading import StoreReader
 from .shuffle import PooledStream, RowPools, Rows
 from .source import BLOCK_ROWS, NO_CONTEXTS, Batch, Source, Split, Stream
-from .splits import Ints, Ranges, in_part, parts_of
+from .splits import Bools, Ints, Ranges, in_part, parts_of
 
 _DOCUMENT_ROWS = 64  # rows per document of a tensor that names none
 
@@ -79,6 +79,7 @@ class StoreSource(Source):
         split_seed: chooses these documents, each by itself: the same id is always in the same part.
         buffer_rows: rows in memory to shuffle among (twice that, with the ones being read).
         max_rows: use only the first rows of the store.
+        last_only: use only the last row of every context, as AdaptiveK was published.
         verify: compare the SHA-256 of every shard with the manifest before any row is handed out.
 
     Raises: ``StorageFailure``, ``CorruptStore`` naming the shard, ``InvalidInput`` for a newer format,
@@ -100,17 +101,18 @@ class StoreSource(Source):
         split_seed: int = 0,
         buffer_rows: int = 65_536,
         max_rows: int | None = None,
+        last_only: bool = False,
         verify: bool = True,
     ) -> None:
         self._path, self._heldout, self._seed = str(path), heldout, split_seed
+        self._last_only = last_only
         self._reader = StoreReader(Folder(path), module, verify)
         self.manifest: Manifest = self._reader.manifest
         self.module = self._reader.module
         self.documents = self._reader.documents
         self._end = self.manifest.rows if max_rows is None else min(max_rows, self.manifest.rows)
-        begins = self._reader.begins
-        counts = np.minimum(self._reader.counts, np.maximum(self._end - begins, 0))
-        self._split = SplitRows(self._reader, self.documents, begins, counts, heldout, split_seed, buffer_rows)
+        names, begins, counts = self._last_rows() if last_only else self._all_rows()
+        self._split = SplitRows(self._reader, names, begins, counts, heldout, split_seed, buffer_rows)
         self.n_train = self._split.n_train
 
     @property
@@ -119,7 +121,8 @@ class StoreSource(Source):
 
     def describe(self) -> dict[str, Any]:
         settings = self.manifest.settings
-        return {
+        rows = {"last_only": True} if self._last_only else {}
+        return rows | {
             "kind": "store",
             "path": self._path,
             "model": self.manifest.model,
@@ -141,6 +144,19 @@ class StoreSource(Source):
     def blocks(self, split: Split, limit: int | None = None) -> Iterator[Batch]:
         return self._split.blocks(split, limit)
 
+    def in_training(self) -> Bools:
+        """[documents] whether each belongs to the training part."""
+        return in_part(parts_of(self.documents, self._heldout, self._seed), "train")
+
+    def context_starts(self) -> tuple[Ints, Ints]:
+        """Document, and place of the first row in it, of every context of the store, each [contexts]."""
+        return self._reader.context_starts()
+
+    def rows(self) -> Iterator[Batch]:
+        """All rows of the store in order, those of the training part included, in blocks of ``BLOCK_ROWS``."""
+        for first in range(0, self._end, BLOCK_ROWS):
+            yield self._reader.gather(np.arange(first, min(first + BLOCK_ROWS, self._end)))
+
     def contexts(self, split: Split, batch_size: int = 32, limit_rows: int | None = None) -> Iterator[Contexts]:
         """What the model was fed for a held-out part, to run it again.
 
@@ -151,8 +167,24 @@ class StoreSource(Source):
         """
         if self.manifest.settings.inputs == "tensors":
             raise InvalidInput(NO_CONTEXTS)
+        if self._last_only:
+            raise InvalidInput("only last tokens are read, no whole contexts; open the store without last_only")
         windows = self._reader.windows(in_part(self._split.parts, split), self._end)
         return batch_windows(windows, batch_size, limit_rows)
+
+    def _all_rows(self) -> tuple[list[str], Ints, Ints]:
+        """Ids, first rows and numbers of rows of the documents."""
+        begins = self._reader.begins
+        return self.documents, begins, np.minimum(self._reader.counts, np.maximum(self._end - begins, 0))
+
+    def _last_rows(self) -> tuple[list[str], Ints, Ints]:
+        """The same of contexts of which only the last row is left, under the ids of their documents."""
+        document, start = self.context_starts()
+        firsts = self._reader.begins[document] + start
+        lasts = np.append(firsts[1:], self.manifest.rows) - 1
+        there = lasts < self._end
+        names = [self.documents[number] for number in document[there]]
+        return names, lasts[there], np.ones(int(there.sum()), np.int64)
 
 
 class TensorSource(Source):
@@ -214,6 +246,10 @@ class TensorSource(Source):
 
     def blocks(self, split: Split, limit: int | None = None) -> Iterator[Batch]:
         return self._split.blocks(split, limit)
+
+    def in_training(self) -> Bools:
+        """[documents] whether each belongs to the training part."""
+        return in_part(self._split.parts, "train")
 
 
 class _TensorRows:

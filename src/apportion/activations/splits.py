@@ -16,6 +16,7 @@ Part = Literal["train", "calibrate", "evaluate"]
 _PARTS: tuple[Part, ...] = ("calibrate", "evaluate", "train")
 
 Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
 
 
 def parts_of(ids: Sequence[str], heldout: float, seed: int) -> NDArray[np.int8]:
@@ -33,7 +34,7 @@ def parts_of(ids: Sequence[str], heldout: float, seed: int) -> NDArray[np.int8]:
     return np.where(numbers < heldout / 2, 0, np.where(numbers < heldout, 1, 2)).astype(np.int8)
 
 
-def in_part(parts: NDArray[np.int8], part: Part) -> NDArray[np.bool_]:
+def in_part(parts: NDArray[np.int8], part: Part) -> Bools:
     """Which documents belong to ``part``."""
     return np.equal(parts, _PARTS.index(part))
 

@@ -36,6 +36,11 @@ class AllocatorConfig(Kind, abc.ABC):
     def mean_k(self) -> float:
         """Mean features per token that the rule promises to meet."""
 
+    @property
+    def learns_from_targets(self) -> bool:
+        """Whether training needs the numbers that come with the tokens (``Batch.target``)."""
+        return False
+
     @classmethod
     @abc.abstractmethod
     def for_k(cls: type[_C], k: float) -> _C:

@@ -49,6 +49,10 @@ class SoftTopKConfig(AllocatorConfig):
     def mean_k(self) -> float:
         return self.budget.mean_k
 
+    @property
+    def learns_from_targets(self) -> bool:
+        return self.budget.learns_from_targets
+
     @classmethod
     def for_k(cls, k: float) -> SoftTopKConfig:
         return cls(budget=LearnedConfig.parse({"k": k}, "soft_top_k"))

@@ -31,6 +31,10 @@ class TokenChoiceConfig(AllocatorConfig):
     def mean_k(self) -> float:
         return self.budget.mean_k
 
+    @property
+    def learns_from_targets(self) -> bool:
+        return self.budget.learns_from_targets
+
     @classmethod
     def for_k(cls, k: float) -> TokenChoiceConfig:
         return cls(budget=ConstantConfig.parse({"k": k}, "token_choice"))

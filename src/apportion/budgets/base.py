@@ -26,6 +26,11 @@ class BudgetConfig(Kind, abc.ABC):
     def mean_k(self) -> float:
         """Mean features per token that the budget is meant to meet."""
 
+    @property
+    def learns_from_targets(self) -> bool:
+        """Whether training needs the numbers that come with the tokens (``Batch.target``)."""
+        return False
+
     @abc.abstractmethod
     def build(self, *, d_in: int, d_sae: int) -> Budget: ...
 
@@ -66,11 +71,13 @@ class Budget(nn.Module, abc.ABC):
         return super().__call__(*args, **kwargs)  # type: ignore[no-any-return]
 
 
-def meet(k: float, allotted: Callable[[float], Tensor], low: float, high: float) -> float:
+def meet(k: float, allotted: Callable[[float], Tensor], low: float, high: float, halvings: int = 80) -> float:
     """An offset at which the mean of ``allotted(offset)``, which rises with it in steps, is nearest to ``k``.
 
     It is the middle of those that are equally near, so that neither rounding it to float32 nor tokens that tie
     can tip it over an edge.
+
+    The interval from ``low`` to ``high`` is halved ``halvings`` times: 80 lead to neighbouring float64 numbers.
 
     Raises:
         InvalidInput: the mean does not pass ``k`` between ``low`` and ``high``.
@@ -82,7 +89,7 @@ def meet(k: float, allotted: Callable[[float], Tensor], low: float, high: float)
     def edge(over: Callable[[float], bool]) -> tuple[float, float]:
         """Neighbouring offsets, the mean of the second of which is ``over``."""
         below, above = low, high
-        for _ in range(80):  # down to neighbouring float64 numbers
+        for _ in range(halvings):
             middle = (below + above) / 2
             below, above = (below, middle) if over(mean(middle)) else (middle, above)
         return below, above

@@ -18,12 +18,24 @@ from ..activations import iter_documents, load_model
 from ..activations.contexts import TextCutter, check_context, most_positions
 from ..activations.store import cutter_of
 from ..activations.texts import Document
-from ..complexity import LanguageModel, Scored, Scorer, ScorerConfig, Scores, Text, Tools, save_scores
+from ..complexity import (
+    LanguageModel,
+    Scored,
+    Scorer,
+    ScorerConfig,
+    Scores,
+    Text,
+    Tools,
+    load_scores,
+    save_scores,
+)
 from ..complexity.base import number_in
 from ..complexity.scores import FORMAT, Header, repeated_ids
 from ..errors import InvalidConfig, InvalidInput, StorageFailure
 from ..files import storage
 from .output import import_plugins, on_terminal, say, show
+from .probe import TABLE as TABLE_OF_PROBES
+from .probe import probe_rows
 
 TABLE = ("scorer", "direction", "texts", "scored", "failed", "mean", "std", "min", "max", "out")
 LONGEST = 1024
@@ -34,16 +46,17 @@ LONGEST = 1024
 class Score:
     """Score how complex texts are: by a formula, a language model's surprise, a judge, or labels of your own.
 
+    With --probe: how well a ridge regression on the activations of a store predicts the scores of held-out texts.
     A text that cannot be scored is left out and reported. A judge's answers are kept beside the file as they
     come: the same command again goes on where it was stopped.
     """
 
-    data: str
+    data: str | None = None
     """A .txt, .jsonl(.gz), .parquet, .json or .csv file, a folder of .txt, or a `datasets` name
     (NAME[:CONFIG][@SPLIT])."""
-    scorer: str
+    scorer: str | None = None
     """readability, surprisal, llm, column, or a scorer of --plugin."""
-    out: str
+    out: str | None = None
     """File of the scores (JSON Lines), replaced when all texts are done."""
     formula: str | None = None
     """readability: flesch_kincaid_grade, flesch_reading_ease, smog_index, dale_chall_readability_score, ..."""
@@ -66,6 +79,14 @@ class Score:
     """Model whose contexts to score."""
     limit: int | None = None
     """Score only the first so many documents."""
+    probe: bool = False
+    """Print a row per module of --store and pooling (last token, mean, every token) instead of a summary."""
+    store: str | None = None
+    """probe: folder that `apportion capture` wrote for the same data."""
+    scores: str | None = None
+    """probe: file of scores that is there already, in place of --data, --scorer and --out."""
+    heldout: float = 0.2
+    """probe: share of documents held out."""
     device: str = "cpu"
     """Where a model runs, such as cuda."""
     plugin: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
@@ -75,6 +96,21 @@ class Score:
 
     def run(self) -> int:
         import_plugins(self.plugin)
+        if not self.probe:
+            self._report(self._scores())
+            return 0
+        if self.store is None:
+            raise InvalidConfig("--probe reads activations, and --store is missing; give what `capture` wrote")
+        scores = self._scores() if self.scores is None else load_scores(self.scores)
+        show(probe_rows(self.store, scores, self.heldout), self.json, TABLE_OF_PROBES)
+        return 0
+
+    def _scores(self) -> Scores:
+        """Score the data into ``out``."""
+        if None in (missing := {name: getattr(self, name) for name in ("data", "scorer", "out")}).values():
+            names = ", ".join(f"--{name}" for name, value in missing.items() if value is None)
+            raise InvalidConfig(f"{names} is missing; say what to score, how, and the file to keep scores in")
+        assert self.scorer is not None and self.out is not None
         config = self._config()
         out = _writable(Path(self.out))
         texts = self._texts(config.label_field)
@@ -89,9 +125,7 @@ class Score:
             data={"data": self.data, "text_field": self.text_field}
             | ({"context": self.context, "tokenizer": self.tokenizer} if self.context else {}),
         )
-        scores = save_scores(out, header, done)
-        self._report(scores)
-        return 0
+        return save_scores(out, header, done)
 
     def _config(self) -> ScorerConfig:
         """The scorer's config from the flags that were given and ``--set``."""
@@ -114,6 +148,7 @@ class Score:
         """What is scored: documents, or their contexts."""
         if self.limit is not None and self.limit < 1:
             raise InvalidConfig(f"--limit = {self.limit}; score 1 text at least, or leave the option out")
+        assert self.data is not None
         found = iter_documents(
             self.data, text_field=self.text_field, target_field=label_field, read_target=number_in
         )

@@ -9,10 +9,11 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from ..activations import StoreSource
+from ..activations import Source, StoreSource
+from ..complexity import load_scores
 from ..errors import InvalidConfig
 from ..recipes import Published, adjusted, find_recipe
-from ..training import RunConfig, TrainConfig, train
+from ..training import RunConfig, TrainConfig, train, with_scores
 from .output import import_plugins, integers_in, names_in, numbers_in, on_terminal, say, show
 
 
@@ -37,7 +38,15 @@ class Train:
     module: str | None = None
     """Module to train on, where the store holds several."""
     paper: str | None = None
-    """Published settings in place of the package's, by name (soft_sae: llm, clip); other options change them."""
+    """Published settings in place of the package's, by name (soft_sae: llm, clip; adaptive_k: pile); other
+    options change them."""
+    scores: str | None = None
+    """File that `apportion score` wrote for the same data: every token gets the score of its text as a target,
+    complexity upwards, mean 0 and deviation 1 on training texts. adaptive_k needs it."""
+    raw_scores: bool = False
+    """Hand scores on as they are but for their direction, as adaptive_k --paper pile expects a judge's."""
+    last_only: bool = False
+    """Train on the last token of every context only, as AdaptiveK was published."""
     expansion: float | None = None
     """d_sae as a multiple of the activations' width; 16 unless --paper says otherwise."""
     d_sae: int | None = None
@@ -69,7 +78,7 @@ class Train:
 
     def run(self) -> int:
         import_plugins(self.plugin)
-        source = StoreSource(self.store, self.module, heldout=self.heldout)
+        source = self._source()
         settings = self._settings()
         saes = train(
             self._configs(source.d_in),
@@ -83,6 +92,18 @@ class Train:
         )
         show([summary(name, sae.k, self.out, sae.metadata) for name, sae in saes.items()], self.json)
         return 0
+
+    def _source(self) -> Source:
+        """The store, with the scores of its texts if there are any."""
+        source = StoreSource(self.store, self.module, heldout=self.heldout, last_only=self.last_only)
+        if self.scores is None:
+            if self.raw_scores:
+                raise InvalidConfig("--raw-scores says how to take --scores, which is not given; give the file")
+            return source
+        labelled = with_scores(source, load_scores(self.scores), standardise=not self.raw_scores)
+        if unscored := labelled.describe()["targets"]["unscored"]:
+            say(f"{unscored:,} texts have no score and teach the probe nothing")
+        return labelled
 
     def _settings(self) -> TrainConfig:
         given = {"n_tokens": self.tokens, "batch_size": self.batch, "calibrate_tokens": self.calibrate_tokens}

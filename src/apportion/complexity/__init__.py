@@ -3,8 +3,8 @@
 One file per way of scoring: a frozen config (``kind``) and the ``Scorer`` that it builds, both from ``base.py``.
 A new file in this folder registers itself, ``tests/complexity/test_scorers.py`` runs the laws over it, and
 ``apportion score --scorer KIND`` finds it; nothing else is edited. ``scores`` is the file that scores are kept
-in and the way back from it to texts; ``endpoint``, ``pace`` and ``answers`` are what a judge on a server needs.
-No model is loaded here: one that a scorer needs is handed in.
+in and the way back from it to texts; ``endpoint``, ``pace`` and ``answers`` are what a judge on a server needs;
+``probe`` asks how linear scores are in activations. No model is loaded here: one that is needed is handed in.
 """
 
 from .._folder import import_siblings

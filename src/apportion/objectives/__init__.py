@@ -8,13 +8,16 @@ from .._folder import import_siblings
 from .aux_k import AuxK, AuxKConfig
 from .aux_zipf import AuxZipf, AuxZipfConfig
 from .base import Objective, ObjectiveConfig
+from .l1 import L1, L1Config
 from .reconstruction import Reconstruction, ReconstructionConfig
 
 __all__ = [
+    "L1",
     "AuxK",
     "AuxKConfig",
     "AuxZipf",
     "AuxZipfConfig",
+    "L1Config",
     "Objective",
     "ObjectiveConfig",
     "Reconstruction",

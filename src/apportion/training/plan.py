@@ -35,8 +35,15 @@ def check_runs(configs: Mapping[str, RunConfig], source: Source, settings: Train
         check_schedules(config, settings.n_steps, name)
         config.sae.allocator.check(settings.n_steps, settings.batch_size, config.sae.d_sae)
     # Said before the training and not after it, for then no other source can take its place.
-    if next(iter(source.blocks("calibrate", 1)), None) is None:
+    first = next(iter(source.blocks("calibrate", 1)), None)
+    if first is None:
         raise InvalidInput("no documents are held out to calibrate on; raise the held-out share of the source")
+    taught = [name for name, config in configs.items() if config.sae.allocator.learns_from_targets]
+    if taught and first.target is None:
+        raise InvalidInput(
+            f"run '{taught[0]}' learns from a score of every text and the activations come without; give scores "
+            "(--scores FILE, or ap.with_scores(source, scores))"
+        )
 
 
 def check_schedules(config: Config, n_steps: int, where: str) -> None:
