@@ -277,12 +277,12 @@ def table(suite: Suite, rows: dict[str, dict[str, Any]]) -> str:
             group = sorted(groups.get((source, recipe, k), []), key=lambda row: int(row["seed"]))
             if group:
                 lines.append(table_line(source, recipe, k, [row["measures"] for row in group]))
-    first = suite.recipes[0]
-    lines += ["", f"| source | k | recipe | FVU, difference to {first} paired by seed |", "|---|---|---|---|"]
-    for source in suite.sources:
-        for recipe, k in combinations(suite):
-            if recipe != first:
-                lines += paired_line(source, recipe, k, groups[source, first, k], groups[source, recipe, k])
+    for number, first in enumerate(suite.recipes[:2]):
+        lines += ["", f"| source | k | recipe | FVU, difference to {first} paired by seed |", "|---|---|---|---|"]
+        for source in suite.sources:
+            for recipe, k in combinations(suite):
+                if recipe not in suite.recipes[: number + 1]:
+                    lines += paired_line(source, recipe, k, groups[source, first, k], groups[source, recipe, k])
     return "\n".join(lines)
 
 
@@ -295,7 +295,8 @@ def paired_line(
     if len(common) < 2:
         return []
     mean, half = interval([by_seed[1][seed] - by_seed[0][seed] for seed in common])
-    return [f"| {source} | {k:g} | {recipe} | {mean:+.4f} ± {half:.4f} |"]
+    share = mean / statistics.fmean(by_seed[0][seed] for seed in common)
+    return [f"| {source} | {k:g} | {recipe} | {mean:+.4f} ± {half:.4f} ({share:+.1%}) |"]
 
 
 def table_line(source: str, recipe: str, k: float, measures: list[dict[str, Any]]) -> str:

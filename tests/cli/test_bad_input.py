@@ -28,7 +28,7 @@ TRAIN = {
     "paper of a recipe without": (["--paper", "llm"], r"'token_choice' has no published settings .* only: none"),
     "run too short for the paper": (
         ["--recipe", "soft_sae", "--paper", "llm"],
-        r"alpha takes 2500 steps and the run",
+        r"alpha takes 2501 steps and the run",
     ),
     "set without value": (["--set", "clip"], r"not of the form RECIPE\.FIELD=VALUE"),
     "set other recipe": (["--set", "soft_sae.clip=1"], r"names 'soft_sae', which is not in --recipe"),

@@ -87,10 +87,11 @@ def test_rules_with_parameters_and_buffers_train_from_the_command_line(
 
 def test_published_settings_reach_the_run(command: Command, train: list, tmp_path: Path) -> None:
     shorter = [
-        *("--set", 'soft_sae.allocator.alpha={"kind": "constant", "value": 0.01}'),
+        *("--set", "soft_sae.allocator.alpha=0.01", "--set", "soft_sae.allocator.hard=0.2"),
         *("--recipe", "soft_sae", "--paper", "llm", "--k", "8"),
     ]
-    assert command(*train, *shorter).status == 0
+    done = command(*train, *shorter)
+    assert done.status == 0 and "soft_sae as published, except: k is rounded" in done.err
     training = ap.load(tmp_path / "runs" / "soft_sae-k8").metadata["training"]
     allocator = training["config"]["sae"]["allocator"]
     assert allocator["budget"]["estimator"] == "own" and not allocator["budget"]["lower"]

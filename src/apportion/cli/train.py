@@ -90,6 +90,8 @@ class Train:
             progress=on_terminal(),
             device=self.device,
         )
+        for name, its in self._published().items():
+            say(f"{name} as published, except: {its.notes or 'nothing'}")
         show([summary(name, sae.k, self.out, sae.metadata) for name, sae in saes.items()], self.json)
         return 0
 
@@ -127,8 +129,6 @@ class Train:
         if self.lr is not None and not 0 < self.lr < math.inf:
             raise InvalidConfig(f"--lr = {self.lr} is not a positive number; give a rate such as 0.001")
         published = self._published()
-        for name, its in published.items():
-            say(f"{name} as published, except: {its.notes or 'nothing'}")
         seeds = integers_in(self.seed, "--seed")
         configs = {}
         for recipe in names_in(self.recipe, "--recipe"):
