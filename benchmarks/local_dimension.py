@@ -41,8 +41,10 @@ def main() -> None:
     length = x[chosen].square().sum(1)
     rows = []
     for path in arguments.saes:
-        k = ap.load(path).encode(x[chosen]).counts()
-        row: dict[str, object] = {"sae": str(Path(path).name), "k": float(k.double().mean())}
+        sae = ap.load(path)
+        k = sae.encode(x[chosen]).counts()
+        seed = sae.metadata["training"]["config"]["seed"]
+        row: dict[str, object] = {"sae": Path(path).name, "seed": seed, "k": float(k.double().mean())}
         row |= {f"k_{name}": spearman(k, values) for name, values in dimensions.items()}
         row |= {f"length_{name}": spearman(length, values) for name, values in dimensions.items()}
         row |= {"k_length": spearman(k, length), "points": len(chosen), "neighbours": arguments.neighbours}

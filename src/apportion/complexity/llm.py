@@ -187,6 +187,7 @@ class _Asking:
     def __init__(self, judge: Judge, answers: Answers, endpoint: Endpoint, pool: ThreadPoolExecutor) -> None:
         self._judge, self._answers, self._endpoint, self._pool = judge, answers, endpoint, pool
         self._under_way: dict[str, Future[Parts]] = {}
+        self._proved = False
 
     def about(self, text: Text) -> Future[Parts]:
         """The answer, which may be still to come.
@@ -199,8 +200,10 @@ class _Asking:
         if answer is None:
             answer = self._under_way[key] = self._pool.submit(self._answer, key, body)
             answer.add_done_callback(lambda _: self._under_way.pop(key, None))
-        if not self._endpoint.reached and isinstance(failure := answer.exception(), EndpointFailure):
-            raise failure
+        if not self._proved:
+            if isinstance(failure := answer.exception(), EndpointFailure):
+                raise failure
+            self._proved = self._endpoint.reached  # and what it said has been looked at
         return answer
 
     def _answer(self, key: str, body: Mapping[str, Any]) -> Parts:
