@@ -69,7 +69,24 @@ class SplitRows:
         return Ranges.of(self._begins[chosen], self._counts[chosen])
 
 
-class StoreSource(Source):
+class SplitSource(Source):
+    """A source whose rows lie in ``SplitRows``: what is read from it, and how, is up to them."""
+
+    _split: SplitRows
+
+    @property
+    def n_train(self) -> int:
+        """Rows of the training part."""
+        return self._split.n_train
+
+    def stream(self, batch_size: int, seed: int, state: dict[str, Any] | None = None) -> Stream:
+        return self._split.stream(batch_size, seed, state)
+
+    def blocks(self, split: Split, limit: int | None = None) -> Iterator[Batch]:
+        return self._split.blocks(split, limit)
+
+
+class StoreSource(SplitSource):
     """The activations of one module of a store.
 
     Args:
@@ -113,7 +130,6 @@ class StoreSource(Source):
         self._end = self.manifest.rows if max_rows is None else min(max_rows, self.manifest.rows)
         names, begins, counts = self._last_rows() if last_only else self._all_rows()
         self._split = SplitRows(self._reader, names, begins, counts, heldout, split_seed, buffer_rows)
-        self.n_train = self._split.n_train
 
     @property
     def d_in(self) -> int:
@@ -137,12 +153,6 @@ class StoreSource(Source):
             "heldout": self._heldout,
             "split_seed": self._seed,
         }
-
-    def stream(self, batch_size: int, seed: int, state: dict[str, Any] | None = None) -> Stream:
-        return self._split.stream(batch_size, seed, state)
-
-    def blocks(self, split: Split, limit: int | None = None) -> Iterator[Batch]:
-        return self._split.blocks(split, limit)
 
     def in_training(self) -> Bools:
         """[documents] whether each belongs to the training part."""
@@ -187,7 +197,7 @@ class StoreSource(Source):
         return names, lasts[there], np.ones(int(there.sum()), np.int64)
 
 
-class TensorSource(Source):
+class TensorSource(SplitSource):
     """Activations held in memory.
 
     Args:
@@ -224,7 +234,6 @@ class TensorSource(Source):
         begins = np.concatenate([[0], sizes.cumsum()[:-1]]).astype(np.int64)
         self._rows = _TensorRows(x, numbers, target)
         self._split = SplitRows(self._rows, self.documents, begins, sizes, heldout, split_seed, buffer_rows)
-        self.n_train = self._split.n_train
 
     @property
     def d_in(self) -> int:
@@ -240,12 +249,6 @@ class TensorSource(Source):
             "heldout": self._heldout,
             "split_seed": self._seed,
         }
-
-    def stream(self, batch_size: int, seed: int, state: dict[str, Any] | None = None) -> Stream:
-        return self._split.stream(batch_size, seed, state)
-
-    def blocks(self, split: Split, limit: int | None = None) -> Iterator[Batch]:
-        return self._split.blocks(split, limit)
 
     def in_training(self) -> Bools:
         """[documents] whether each belongs to the training part."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
@@ -14,9 +13,9 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 from ..config import Config
-from .rows import SplitRows
+from .rows import SplitRows, SplitSource
 from .shuffle import generator
-from .source import Batch, Source, Split, Stream
+from .source import Batch
 from .splits import Ints
 
 DOCUMENT_ROWS = 64
@@ -71,7 +70,7 @@ class SyntheticConfig(Config):
         return self
 
 
-class SyntheticSource(Source):
+class SyntheticSource(SplitSource):
     """Tokens made from a known dictionary, each time they are asked for; memory holds two pools of them.
 
     ``Batch.target`` is the true number of features of each token. A token depends on the config and its own
@@ -103,7 +102,6 @@ class SyntheticSource(Source):
         counts = np.minimum(DOCUMENT_ROWS, config.n_tokens - begins)
         self.documents = [str(number) for number in range(len(begins))]
         self._split = SplitRows(self._rows, self.documents, begins, counts, heldout, split_seed, buffer_rows)
-        self.n_train = self._split.n_train
 
     @property
     def d_in(self) -> int:
@@ -120,12 +118,6 @@ class SyntheticSource(Source):
             "heldout": self._heldout,
             "split_seed": self._seed,
         }
-
-    def stream(self, batch_size: int, seed: int, state: dict[str, Any] | None = None) -> Stream:
-        return self._split.stream(batch_size, seed, state)
-
-    def blocks(self, split: Split, limit: int | None = None) -> Iterator[Batch]:
-        return self._split.blocks(split, limit)
 
 
 class _SyntheticRows:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..affinities import Affinities, Pairs, Survey
-from ..budgets.base import rounded
+from ..budgets.base import Budget, rounded
 from ..clock import END, Clock
 from ..code import Code
 from ..config import Kind
@@ -125,6 +125,24 @@ class Allocator(nn.Module, abc.ABC):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Allocation:
         return super().__call__(*args, **kwargs)  # type: ignore[no-any-return]
+
+
+class Allotting(Allocator):
+    """A rule that asks a budget for each token's k, and passes on to it what it is told itself."""
+
+    budget: Budget
+
+    def initialise(self, dictionary: Dictionary, generator: torch.Generator) -> None:
+        self.budget.initialise(dictionary, generator)
+
+    def terms(self, trace: Trace, dictionary: Dictionary) -> dict[str, Tensor]:
+        return self.budget.terms(trace, dictionary)
+
+    def observe(self, trace: Trace, dictionary: Dictionary, firing: Firing, world: World = SOLO) -> None:
+        self.budget.observe(trace, dictionary, firing, world)
+
+    def fold(self, scale: float) -> None:
+        self.budget.fold(scale)
 
 
 def code_at(pre: Affinities, pairs: Pairs) -> Code:

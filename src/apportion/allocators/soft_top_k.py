@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import ClassVar, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -16,12 +15,9 @@ from ..clock import END, Clock
 from ..code import Code
 from ..config import Open
 from ..errors import InvalidConfig
-from ..firing import Firing
 from ..ops.soft_top_k import weights_at
 from ..schedules import Constant, Schedule
-from ..trace import Dictionary, Trace
-from ..world import SOLO, World
-from .base import Allocation, Allocator, AllocatorConfig, code_at
+from .base import Allocation, AllocatorConfig, Allotting, code_at
 from .token_choice import TokenChoice, TokenChoiceConfig
 
 
@@ -80,7 +76,7 @@ class SoftTopKConfig(AllocatorConfig):
         return SoftTopK(self, d_in=d_in, d_sae=d_sae)
 
 
-class SoftTopK(Allocator):
+class SoftTopK(Allotting):
     """z = p a, with weights p in [0, 1] that sum to the token's k; k learns through them.
 
     Entries with p below ``floor`` are left out, so that the code stays sparse: each misses less than ``floor``
@@ -97,9 +93,6 @@ class SoftTopK(Allocator):
         self.d_in, self.d_sae = d_in, d_sae
         self.budget = config.budget.build(d_in=d_in, d_sae=d_sae)
 
-    def initialise(self, dictionary: Dictionary, generator: torch.Generator) -> None:
-        self.budget.initialise(dictionary, generator)
-
     def forward(self, pre: Affinities, x: Tensor, clock: Clock = END) -> Allocation:
         k = self.budget(pre, x, clock)
         if clock.step >= self.config.soft_steps(clock.n_steps) or pre.n == 0:
@@ -112,16 +105,7 @@ class SoftTopK(Allocator):
         values = affinity * weights_at(ranked, k, alpha, soft)
         return Allocation(Code.from_pairs(*soft.pairs, values, pre.n, pre.d_sae), {"k": k})
 
-    def terms(self, trace: Trace, dictionary: Dictionary) -> dict[str, Tensor]:
-        return self.budget.terms(trace, dictionary)
-
-    def observe(self, trace: Trace, dictionary: Dictionary, firing: Firing, world: World = SOLO) -> None:
-        self.budget.observe(trace, dictionary, firing, world)
-
     def freeze(self) -> TokenChoice:
         frozen = TokenChoice(TokenChoiceConfig(budget=self.config.budget), d_in=self.d_in, d_sae=self.d_sae)
         frozen.budget.load_state_dict(self.budget.state_dict())
         return frozen
-
-    def fold(self, scale: float) -> None:
-        self.budget.fold(scale)

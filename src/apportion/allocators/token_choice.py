@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor
 
 from ..affinities import Affinities, Survey
@@ -12,10 +11,7 @@ from ..budgets import Budget, BudgetConfig, ConstantConfig
 from ..budgets.base import rounded
 from ..clock import END, Clock
 from ..config import Open
-from ..firing import Firing
-from ..trace import Dictionary, Trace
-from ..world import SOLO, World
-from .base import Allocation, Allocator, AllocatorConfig, Calibration, code_at, measured
+from .base import Allocation, AllocatorConfig, Allotting, Calibration, code_at, measured
 
 _UNDECIDED = 0.01
 """How close to a half a real k is computed again in float64; float32 errs by less than a hundredth of it."""
@@ -43,7 +39,7 @@ class TokenChoiceConfig(AllocatorConfig):
         return TokenChoice(self, d_in=d_in, d_sae=d_sae)
 
 
-class TokenChoice(Allocator):
+class TokenChoice(Allotting):
     """Top round(k) per token. Its inference rule is itself."""
 
     config: TokenChoiceConfig
@@ -56,19 +52,10 @@ class TokenChoice(Allocator):
         self.d_in, self.d_sae = d_in, d_sae
         self.budget = config.budget.build(d_in=d_in, d_sae=d_sae)
 
-    def initialise(self, dictionary: Dictionary, generator: torch.Generator) -> None:
-        self.budget.initialise(dictionary, generator)
-
     def forward(self, pre: Affinities, x: Tensor, clock: Clock = END) -> Allocation:
         k = self.budget(pre, x, clock)
         pairs = pre.top_rows(self._whole(k, pre, x, clock))
         return Allocation(code_at(pre, pairs), {"k": k})
-
-    def terms(self, trace: Trace, dictionary: Dictionary) -> dict[str, Tensor]:
-        return self.budget.terms(trace, dictionary)
-
-    def observe(self, trace: Trace, dictionary: Dictionary, firing: Firing, world: World = SOLO) -> None:
-        self.budget.observe(trace, dictionary, firing, world)
 
     def freeze(self) -> TokenChoice:
         frozen = TokenChoice(self.config, d_in=self.d_in, d_sae=self.d_sae)
@@ -78,9 +65,6 @@ class TokenChoice(Allocator):
     def calibrate(self, survey: Survey, k: float) -> Calibration:
         """The budget shifted so that its mean, rounded, is ``k`` on the survey."""
         return measured(self.with_budget(self.budget.solve(survey, k)), survey, k)
-
-    def fold(self, scale: float) -> None:
-        self.budget.fold(scale)
 
     def with_budget(self, budget: Budget) -> TokenChoice:
         """The same rule with another budget."""
