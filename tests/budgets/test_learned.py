@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import apportion as ap
 from apportion.allocators import SoftTopKConfig, TokenChoiceConfig
 from apportion.budgets import LearnedConfig
 from apportion.clock import END, Clock
@@ -160,6 +161,15 @@ def test_k_never_exceeds_the_number_of_features():
     assert (sae.trace(inputs(20), Clock(0, 10)).notes["k"] == 16).all()
     with pytest.raises(InvalidConfig, match="k = 16 leaves a learned k no room below d_sae = 16"):
         make_sae(TokenChoiceConfig(budget=LearnedConfig(k=16)), d_sae=16)
+
+
+@pytest.mark.parametrize("rule", [TokenChoiceConfig, SoftTopKConfig])
+def test_a_k_without_room_is_refused_before_a_folder_is_claimed(rule, tmp_path):
+    source = ap.TensorSource(torch.randn(400, 8, generator=torch.Generator().manual_seed(0)))
+    run = ap.RunConfig(sae=ap.SAEConfig(d_in=8, d_sae=16, allocator=rule(budget=LearnedConfig(k=16))))
+    with pytest.raises(InvalidConfig, match="k = 16 leaves a learned k no room"):
+        ap.train({"r": run}, source, tmp_path / "out", ap.TrainConfig(n_tokens=256, batch_size=16))
+    assert not (tmp_path / "out" / "train.json").exists()
 
 
 @pytest.mark.parametrize("k", [3, 4, 5, 7, 13])

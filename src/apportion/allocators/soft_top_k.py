@@ -60,6 +60,7 @@ class SoftTopKConfig(AllocatorConfig):
         return math.ceil((1 - self.hard) * n_steps - 1e-9)
 
     def check(self, n_steps: int, batch_size: int, d_sae: int) -> None:
+        self.budget.check(d_sae)
         soft = self.soft_steps(n_steps)
         if soft < 0 or (soft and self.alpha.n_steps > soft):
             needed = self.alpha.n_steps + n_steps - soft

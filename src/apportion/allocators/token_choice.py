@@ -35,6 +35,9 @@ class TokenChoiceConfig(AllocatorConfig):
     def for_k(cls, k: float) -> TokenChoiceConfig:
         return cls(budget=ConstantConfig.parse({"k": k}, "token_choice"))
 
+    def check(self, n_steps: int, batch_size: int, d_sae: int) -> None:
+        self.budget.check(d_sae)
+
     def build(self, *, d_in: int, d_sae: int) -> TokenChoice:
         return TokenChoice(self, d_in=d_in, d_sae=d_sae)
 

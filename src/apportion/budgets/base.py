@@ -31,6 +31,9 @@ class BudgetConfig(Kind, abc.ABC):
         """Whether training needs the numbers that come with the tokens (``Batch.target``)."""
         return False
 
+    def check(self, d_sae: int) -> None:
+        """Raise ``InvalidConfig`` if it cannot serve so many features; asked before a training begins."""
+
     @abc.abstractmethod
     def build(self, *, d_in: int, d_sae: int) -> Budget: ...
 

@@ -63,6 +63,10 @@ class LearnedConfig(BudgetConfig):
         """The largest k; never more than there are features."""
         return min(2 * self.k if self.k_max is None else self.k_max, d_sae)
 
+    def check(self, d_sae: int) -> None:
+        if self.k >= self.most(d_sae):
+            raise InvalidConfig(f"k = {self.k:g} leaves a learned k no room below d_sae = {d_sae}; lower k")
+
     def build(self, *, d_in: int, d_sae: int) -> Learned:
         return Learned(self, d_in=d_in, d_sae=d_sae)
 
@@ -86,8 +90,7 @@ class Learned(Budget):
         self.config = config
         self.d_in, self.most = d_in, config.most(d_sae)
         self.scorer = _SCORERS[config.estimator](d_in, d_sae)
-        if config.k >= self.most:
-            raise InvalidConfig(f"k = {config.k:g} leaves a learned k no room below d_sae = {d_sae}; lower k")
+        config.check(d_sae)
         share = config.k / self.most
         self.offset = nn.Parameter(torch.tensor(math.log(share / (1 - share)), dtype=torch.float32))
 
