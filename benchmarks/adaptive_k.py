@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from quality import CACHE, HERE, append, rows_in
+from rows import CACHE, HERE, append, rows_in
 from safetensors.torch import load_file, save_file
 from scipy.stats import rankdata
 from torch import nn
@@ -85,7 +85,8 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     try:
-        rated = texts_of(arguments)
+        a = arguments
+        rated = read_rated(a.data, a.column, a.direction, a.heldout, a.limit)
         model = load_model(arguments.model)
         modules = arguments.modules.split(",") if arguments.modules else layers(model.model)
         if not arguments.table:
@@ -95,15 +96,15 @@ def main() -> None:
         sys.exit(f"adaptive_k: {error}")
 
 
-def texts_of(arguments: argparse.Namespace) -> Rated:
-    found = iter_documents(arguments.data, target_field=arguments.column, read_target=number_in)
-    documents = [document for document in found if document.target is not None][: arguments.limit]
-    ids = [document.id for document in documents]
-    training = in_part(parts_of(ids, arguments.heldout, 0), "train")
+def read_rated(data: str, column: str, direction: str, heldout: float, limit: int | None = None) -> Rated:
+    """The texts of a file that have a rating."""
+    found = iter_documents(data, target_field=column, read_target=number_in)
+    documents = [document for document in found if document.target is not None][:limit]
+    training = in_part(parts_of([document.id for document in documents], heldout, 0), "train")
     values = np.array([document.target for document in documents], np.float64)
-    scale = fit_scale(values[training], {"up": 1, "down": -1}[arguments.direction])
+    scale = fit_scale(values[training], {"up": 1, "down": -1}[direction])
     digest = hashlib.sha256(json.dumps([(d.id, d.text, d.target) for d in documents]).encode()).hexdigest()
-    identity = {"texts": digest, "direction": arguments.direction, "heldout": arguments.heldout}
+    identity = {"texts": digest, "direction": direction, "heldout": heldout}
     return Rated(documents, scale(values), training, identity)
 
 
@@ -116,7 +117,6 @@ def layers(model: nn.Module) -> list[str]:
 
 def measure(rated: Rated, model: LoadedModel, modules: list[str], results: Path) -> None:
     """The rows that are not there yet."""
-    results.parent.mkdir(parents=True, exist_ok=True)
     wanted = {row_key(rated, model, m, p): (m, p) for m in modules for p in POOLINGS}
     missing = {key: place for key, place in wanted.items() if key not in rows_in(results)}
     if not missing:

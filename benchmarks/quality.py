@@ -13,23 +13,25 @@ import argparse
 import hashlib
 import json
 import math
-import os
 import statistics
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
+from guides import Guides, GuidesSpec
+from pydantic import Field, model_validator
+from rows import CACHE, HERE, append, rows_in
 
 import apportion as ap
 from apportion.activations import capture_to_store, load_documents, load_model
 from apportion.activations.models import LoadedModel
+from apportion.activations.texts import Document
 from apportion.config import Config
 
-HERE = Path(__file__).resolve().parent
-RESULTS, CACHE = HERE / "results" / "quality.jsonl", HERE / ".cache"
+RESULTS = HERE / "results" / "quality.jsonl"
 STUDENT_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 """Two-sided 95 % points of Student's t by degrees of freedom."""
 
@@ -44,22 +46,31 @@ class SourceSpec(Config):
 
 
 class Variant(Config):
-    """A recipe with some of its settings replaced; ``set`` mirrors the run's config, key by key."""
+    """A recipe with some of its settings replaced.
+
+    Attributes:
+        set: mirrors the run's config, key by key.
+        guide: what its targets are, by a name of ``guides``; None for a recipe that learns from none.
+        k: only these budgets of the suite's; None for all.
+    """
 
     recipe: str
     set: dict[str, Any] = Field(default_factory=dict)
+    guide: str | None = None
+    k: tuple[float, ...] | None = None
 
 
 class Suite(Config):
     """All that a row depends on, apart from recipe, k and seed.
 
     ``recipes`` are names of recipes or of ``variants``; the width is ``d_sae`` or, without it, ``expansion``
-    times that of an activation.
+    times that of an activation. ``guides`` says where variants with a guide get it from.
     """
 
     sources: dict[str, SourceSpec]
     recipes: tuple[str, ...]
     variants: dict[str, Variant] = Field(default_factory=dict)
+    guides: GuidesSpec | None = None
     k: tuple[float, ...]
     seeds: tuple[int, ...]
     expansion: int = 16
@@ -68,6 +79,13 @@ class Suite(Config):
     train: ap.TrainConfig
     evaluate_tokens: int
     downstream_tokens: int
+
+    @model_validator(mode="after")
+    def _guided(self) -> Suite:
+        wanting = [name for name, variant in self.variants.items() if variant.guide is not None]
+        if wanting and self.guides is None:
+            raise ValueError(f"variant {wanting[0]!r} wants a guide; say under `guides` what they are made with")
+        return self
 
 
 Job = tuple[str, dict[str, Any]]
@@ -86,69 +104,76 @@ def main() -> None:
         if arguments.table:
             print(table(suite, rows_in(arguments.results)))
             return
-        for name, spec in suite.sources.items():
-            if arguments.source not in (None, name):
-                continue
-            if arguments.seed is not None:
-                suite = suite.model_copy(update={"seeds": (arguments.seed,)})
-            run_source(suite, name, resolved(spec, arguments.config.parent), arguments.results)
+        if arguments.seed is not None:
+            suite = suite.model_copy(update={"seeds": (arguments.seed,)})
+        for name in suite.sources:
+            if arguments.source in (None, name):
+                run_source(suite, name, arguments.config.parent, arguments.results)
     except ap.ApportionError as error:
         sys.exit(f"quality: {error}")
 
 
-def resolved(spec: SourceSpec, base: Path) -> SourceSpec:
-    """Paths that exist beside the config, made absolute."""
-
-    def absolute(path: str) -> str:
-        return str((base / path).resolve()) if (base / path).exists() else path
-
-    return spec.model_copy(update={"model": absolute(spec.model), "data": tuple(map(absolute, spec.data))})
+def found(path: str, base: Path) -> str:
+    """A path that exists beside the config, made absolute; anything else (a model's name, say) as it is."""
+    return str((base / path).resolve()) if (base / path).exists() else path
 
 
-def rows_in(path: Path) -> dict[str, dict[str, Any]]:
-    """Rows by key; a last line that a kill cut short is left out."""
-    rows = {}
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        rows[row["key"]] = row
-    return rows
-
-
-def run_source(suite: Suite, name: str, spec: SourceSpec, results: Path) -> None:
-    """All rows of one source that are not there yet, a seed at a time on one shared stream."""
-    model = load_model(spec.model)
-    documents = [d for path in spec.data for d in load_documents(path)][:: spec.every]
-    store = CACHE / f"store-{name}-{suite.sources[name].digest()}"
+def run_source(suite: Suite, name: str, base: Path, results: Path) -> None:
+    """All rows of one source that are not there yet, a seed and a guide at a time on one shared stream."""
+    spec = suite.sources[name]
+    model = load_model(found(spec.model, base))
+    documents = [d for path in spec.data for d in load_documents(found(path, base))][:: spec.every]
+    store = CACHE / f"store-{name}-{spec.digest()}"
     capture_to_store(model, [spec.module], documents, store, progress=True)
     source = ap.StoreSource(store, heldout=suite.heldout)
-    for seed in suite.seeds:
-        run_seed(suite, seed, unfinished(suite, name, seed, source, results), source, model, results)
+    guides = guides_of(suite, base, documents, source, model)
+    for seed, guide in product(suite.seeds, dict.fromkeys(variant_of(suite, r).guide for r in suite.recipes)):
+        jobs = unfinished(suite, name, guide, seed, source, results)
+        if jobs:
+            taught = source if guide is None or guides is None else guides.guided(guide)
+            run_seed(suite, seed, jobs, taught, source, model, results)
 
 
-def unfinished(suite: Suite, name: str, seed: int, source: ap.StoreSource, results: Path) -> dict[str, Job]:
-    """The rows of a seed that are missing, by the name of their run."""
+def guides_of(
+    suite: Suite, base: Path, documents: list[Document], source: ap.StoreSource, model: LoadedModel
+) -> Guides | None:
+    if suite.guides is None:
+        return None
+    paths = {key: found(getattr(suite.guides, key), base) for key in ("rated", "language_model")}
+    return Guides(suite.guides.model_copy(update=paths), documents, source, model)
+
+
+def unfinished(
+    suite: Suite, name: str, guide: str | None, seed: int, source: ap.StoreSource, results: Path
+) -> dict[str, Job]:
+    """The rows of a seed and a guide that are missing, by the name of their run."""
     done, content = rows_in(results), content_of(source)
     jobs = {
-        f"{recipe}-k{k:g}": identify(suite, name, recipe, k, seed, content) for recipe, k in combinations(suite)
+        f"{recipe}-k{k:g}": identify(suite, name, recipe, k, seed, content)
+        for recipe, k in combinations(suite)
+        if variant_of(suite, recipe).guide == guide
     }
     return {run: job for run, job in jobs.items() if job[0] not in done}
 
 
+def variant_of(suite: Suite, name: str) -> Variant:
+    """What stands behind a name of the suite."""
+    return suite.variants.get(name, Variant(recipe=name))
+
+
 def combinations(suite: Suite) -> Iterator[tuple[str, float]]:
-    return ((recipe, k) for recipe in suite.recipes for k in suite.k)
+    """Every name of the suite with each of its budgets."""
+    return ((name, k) for name in suite.recipes for k in suite.k if k in (variant_of(suite, name).k or suite.k))
 
 
-def content_of(source: ap.StoreSource) -> dict[str, Any]:
+def content_of(source: ap.Source) -> dict[str, Any]:
     """What the activations are, wherever they lie."""
     return {key: source.describe()[key] for key in ("fingerprint", "rows", "context", "dtype", "d_in")}
 
 
 def run_of(suite: Suite, name: str, d_in: int, k: float, seed: int) -> ap.RunConfig:
     """The full config behind a name of the suite."""
-    variant = suite.variants.get(name, Variant(recipe=name))
+    variant = variant_of(suite, name)
     run = ap.recipe(variant.recipe).make(d_in, suite.d_sae or suite.expansion * d_in, k, seed)
     return ap.RunConfig.parse(merged(run.model_dump(mode="json"), variant.set), name) if variant.set else run
 
@@ -173,6 +198,9 @@ def identify(suite: Suite, name: str, recipe: str, k: float, seed: int, content:
         "evaluate_tokens": suite.evaluate_tokens,
         "downstream_tokens": suite.downstream_tokens,
     }
+    if (guide := variant_of(suite, recipe).guide) is not None:
+        assert suite.guides is not None
+        identity["guide"] = {"name": guide, **suite.guides.model_dump(mode="json")}
     text = json.dumps(identity, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16], {
         "source": name,
@@ -187,18 +215,22 @@ def run_seed(
     suite: Suite,
     seed: int,
     jobs: dict[str, Job],
+    taught: ap.Source,
     source: ap.StoreSource,
     model: LoadedModel,
     results: Path,
 ) -> None:
-    """Train the missing rows of a seed together, then evaluate and append them one by one."""
+    """Train the missing rows of a seed together, then evaluate and append them one by one.
+
+    Args:
+        taught: ``source``, with the targets of the guide if there is one.
+    """
     if not jobs:
         return
     configs = {run: ap.RunConfig.parse(identity["config"]["run"], run) for run, (_, identity) in jobs.items()}
     settings = suite.train.model_copy(update={"seed": seed})
-    configs, out = training_of(configs, settings, source)
-    saes = ap.train(configs, source, out, settings, progress=True)
-    results.parent.mkdir(parents=True, exist_ok=True)
+    configs, out = training_of(configs, settings, taught)
+    saes = ap.train(configs, taught, out, settings, progress=True)
     for run, sae in saes.items():
         if run not in jobs:
             continue
@@ -221,31 +253,24 @@ def run_seed(
 
 
 def training_of(
-    configs: dict[str, ap.RunConfig], settings: ap.TrainConfig, source: ap.StoreSource
+    configs: dict[str, ap.RunConfig], settings: ap.TrainConfig, source: ap.Source
 ) -> tuple[dict[str, ap.RunConfig], Path]:
     """A training that already has these runs (a kill may have come while it was evaluated), or a new one."""
     wanted = {run: config.model_dump(mode="json") for run, config in configs.items()}
+    targets = source.describe().get("targets")
     for plan in sorted(CACHE.glob("runs-*/train.json")):
         known = json.loads(plan.read_text())
         same_data = content_of(source).items() <= known["source"].items()
+        same_data &= known["source"].get("targets") == targets
         if (
             same_data
             and known["settings"] == settings.model_dump(mode="json")
             and wanted.items() <= known["runs"].items()
         ):
             return {run: ap.RunConfig.parse(config, run) for run, config in known["runs"].items()}, plan.parent
-    text = json.dumps([wanted, settings.model_dump(mode="json"), content_of(source)], sort_keys=True)
+    identity = [wanted, settings.model_dump(mode="json"), content_of(source), *([targets] if targets else [])]
+    text = json.dumps(identity, sort_keys=True)
     return configs, CACHE / f"runs-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
-
-
-def append(path: Path, row: dict[str, Any]) -> None:
-    """One line, on the disk before this returns."""
-    with path.open("ab") as file:
-        if path.stat().st_size and not path.read_bytes().endswith(b"\n"):
-            file.write(b"\n")  # a kill cut the last line short
-        file.write(json.dumps(row).encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def interval(values: list[float]) -> tuple[float, float]:

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from quality import CACHE, HERE, append, interval, rows_in
+from quality import interval
+from rows import CACHE, HERE, append, rows_in
 
 import apportion as ap
 from apportion.evaluate import reblock
@@ -53,7 +54,6 @@ def main() -> None:
             for recipe in recipes:
                 key, identity = identify(recipe, seed)
                 if key not in rows_in(arguments.results):
-                    arguments.results.parent.mkdir(parents=True, exist_ok=True)
                     append(arguments.results, run(key, identity))
     except ap.ApportionError as error:
         sys.exit(f"synthetic: {error}")
