@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from apportion.affinities import DenseAffinities, Everything, Pairs
 from apportion.allocators import Allocator, AllocatorConfig
 from apportion.clock import END, Clock
 from apportion.code import Code
@@ -147,6 +148,8 @@ def gradients_reach_everything(config: AllocatorConfig) -> None:
         loss = (trace.x - trace.x_hat).square().sum() + sum(
             sae.allocator.terms(trace, sae.dictionary()).values(), torch.zeros(())
         )
+        if trace.penalty is not None:
+            loss = loss + trace.penalty.cost
         if trace.code.values.requires_grad:
             values = torch.autograd.grad(loss, trace.code.values, retain_graph=True)[0]
             assert (values != 0).all()
@@ -157,29 +160,52 @@ def gradients_reach_everything(config: AllocatorConfig) -> None:
 
 
 def chosen_affinities_carry_gradient(config: AllocatorConfig) -> None:
-    """The bias of a feature that was chosen somewhere gets a gradient, at every clock."""
+    """The reconstruction alone moves the encoder of every feature that was chosen somewhere, at every clock."""
     for clock in CLOCKS:
         sae = make_sae(config, dtype=torch.float64)
         trace = sae.trace(inputs(64, dtype=torch.float64), clock)
         (trace.x - trace.x_hat).square().sum().backward()
         chosen = torch.unique(trace.code.indices[trace.code.values > 0])
-        assert len(chosen) and (sae.encoder.bias.grad[chosen] != 0).all()
+        assert len(chosen) and (sae.encoder.weight.grad[chosen].abs().sum(1) != 0).all()
+
+
+class PlainAffinities(DenseAffinities):
+    """The whole product, differentiated by autograd: what every shorter way has to agree with."""
+
+    def __init__(self, sae: SAE, x: Tensor, clock: Clock) -> None:
+        self.whole = (x - sae.b_dec) @ sae.W_enc + sae.b_enc
+        centred, pre = (x - sae.b_dec).detach(), self.whole.detach()
+        super().__init__(x, centred, pre, sae.dictionary(), clock=clock)
+
+    def fired(self, theta: Tensor | float) -> Pairs:
+        return Pairs(*(self.whole > theta).nonzero(as_tuple=True))
+
+    def at(self, pairs: Pairs | Everything) -> Tensor:
+        assert isinstance(pairs, Pairs)
+        return self.whole[pairs.rows, pairs.features]
 
 
 def sparse_path_equals_dense_path(config: AllocatorConfig) -> None:
-    """With what was chosen held fixed, values and all gradients are those of the dense formula in float64."""
-    sae = make_sae(config, dtype=torch.float64)
-    x = inputs(40, dtype=torch.float64).requires_grad_()
-    trace = sae.trace(x, END)
-    weight = torch.randn(x.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
-    leaves = [x, *[p for n, p in sae.named_parameters() if not n.startswith("allocator.")]]
-    sparse = torch.autograd.grad((trace.x_hat * weight).sum(), leaves)
-    affinity = trace.pre.dense()
-    share = trace.code.detach().to_dense() / affinity.detach().clamp(min=1e-300)
-    x_hat = (affinity * share) @ sae.W_dec + sae.b_dec
-    torch.testing.assert_close(trace.x_hat, x_hat, rtol=1e-10, atol=1e-12)
-    for got, want in zip(sparse, torch.autograd.grad((x_hat * weight).sum(), leaves), strict=True):
-        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-11)
+    """What the rule gives, pays and passes back is, in float64, what autograd makes of the dense product."""
+    for clock in (CLOCKS[0], END):
+        sae = make_sae(config, dtype=torch.float64)
+        x = inputs(40, dtype=torch.float64).requires_grad_()
+        weight = torch.randn(x.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+        leaves = [x, *sae.parameters()]
+        torch.manual_seed(0)
+        trace = sae.trace(x, clock)
+        torch.manual_seed(0)
+        code, _, penalty = sae.allocator(PlainAffinities(sae, x, clock), x, clock)
+        x_hat = code.to_dense() @ sae.W_dec + sae.b_dec
+        torch.testing.assert_close(trace.x_hat, x_hat, rtol=1e-10, atol=1e-12)
+        for ours, plain in ((trace.penalty, penalty), (None, None)):
+            got, want = ((y * weight).sum() for y in (trace.x_hat, x_hat))
+            if ours is not None and plain is not None:
+                got, want = got + 3 * ours.cost, want + 3 * plain.cost
+            sparse = torch.autograd.grad(got, leaves, retain_graph=True, materialize_grads=True)
+            dense = torch.autograd.grad(want, leaves, retain_graph=True, materialize_grads=True)
+            for one, other in zip(sparse, dense, strict=True):
+                torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11)
 
 
 def frozen_looks_at_no_other_row(config: AllocatorConfig) -> None:

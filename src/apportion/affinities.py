@@ -18,14 +18,14 @@ from .clock import END, Clock
 from .errors import InvalidInput
 from .ops.contend import first_in_columns, first_of_all
 from .ops.rectified import rectified_means, weigh
-from .ops.select import Pairs, entries_above, select_batch, select_rows
+from .ops.select import Everything, Pairs, entries_above, select_batch, select_rows
 from .ops.select_columns import select_columns
 from .ops.settle import error_band, exact_rows, exact_values, settled_above, settled_rows
 from .ops.soft_top_k import SoftPairs, soft_pairs
 from .trace import Dictionary
 from .world import SOLO, World
 
-__all__ = ["Affinities", "DenseAffinities", "Pairs", "Scope", "SettledAffinities", "Survey"]
+__all__ = ["Affinities", "DenseAffinities", "Everything", "Pairs", "Scope", "SettledAffinities", "Survey"]
 
 Scope = Literal["rank", "global"]
 """Whose tokens compete: those of this process, or those of all processes."""
@@ -92,11 +92,22 @@ class Affinities(abc.ABC):
         """All strictly above ``theta`` (a number or [d_sae]); below zero means zero."""
 
     @abc.abstractmethod
+    def fired(self, theta: Tensor | float) -> Pairs | Everything:
+        """All pre-activations strictly above ``theta`` (a number or [d_sae]), negative ones included.
+
+        Or all there are, where so many are above that listing them would cost more: mask what ``at`` gives.
+        """
+
+    @abc.abstractmethod
+    def biases(self) -> Tensor:
+        """[d_sae] ``b_enc``, the part of ``at`` that is the same for every token; differentiable."""
+
+    @abc.abstractmethod
     def near(self, theta: Tensor | float, width: float) -> Pairs:
         """All pre-activations with ``|pi - theta| < width / 2``, negative ones included."""
 
     @abc.abstractmethod
-    def at(self, pairs: Pairs) -> Tensor:
+    def at(self, pairs: Pairs | Everything) -> Tensor:
         """[nnz] pre-activations at the pairs, differentiable in x, b_dec, W_enc and b_enc.
 
         The pairs may come in any order and repeat; after ``narrow`` they must be among its features. At pairs
@@ -120,6 +131,11 @@ class Affinities(abc.ABC):
     def dense(self) -> Tensor:
         """[n, d_sae] affinities, differentiable: for reference rules and tests, at the dense price."""
 
+
+CROWDED = 0.03
+"""Share of the pre-activations above which ``fired`` lists none of them; see docs/speed.md."""
+
+_LOOK = 64  # rows that the share is estimated on
 
 Survey = Callable[[], Iterator[tuple[Affinities, Tensor]]]
 """Each call runs once over the calibration tokens and yields (affinities, x) per block."""
@@ -194,13 +210,24 @@ class DenseAffinities(Affinities):
     def above(self, theta: Tensor | float) -> Pairs:
         return self._named(entries_above(self._pre, self._columns(theta).clamp(min=0)))
 
+    def fired(self, theta: Tensor | float) -> Pairs | Everything:
+        bound = self._columns(theta)
+        if self._features is None and _share_above(self._pre, bound) > CROWDED:
+            return Everything(self.n, self.d_sae)
+        return self._named(entries_above(self._pre, bound))
+
+    def biases(self) -> Tensor:
+        return self._dictionary.b_enc
+
     def near(self, theta: Tensor | float, width: float) -> Pairs:
         bound = self._columns(theta)
         pairs = entries_above(self._pre, bound - width / 2)
         value = self._pre[pairs.rows, pairs.features]
         return self._named(pairs.take(value < (bound + width / 2).expand(self._pre.shape[1])[pairs.features]))
 
-    def at(self, pairs: Pairs) -> Tensor:
+    def at(self, pairs: Pairs | Everything) -> Tensor:
+        if isinstance(pairs, Everything):
+            return self._dictionary.encode_whole(self._x, self._centred, self._pre).view(-1)
         columns = pairs.features
         if self._features is not None:
             columns = torch.searchsorted(self._features, pairs.features)
@@ -272,3 +299,11 @@ class SettledAffinities(DenseAffinities):
     def _exact(self, pairs: Pairs) -> Tensor:
         pairs = self._named(pairs)
         return exact_values(self._centred, self._dictionary.weight, self._dictionary.b_enc, pairs)
+
+
+def _share_above(pre: Tensor, bound: Tensor) -> float:
+    """The share of entries above ``bound``, on some of the rows."""
+    if pre.numel() == 0:
+        return 0.0
+    some = pre[:: max(len(pre) // _LOOK, 1)]
+    return float((some > bound).sum()) / some.numel()

@@ -68,9 +68,18 @@ class Code:
         )
 
     @property
+    def matrix(self) -> Tensor | None:
+        """[n, d_sae], if the code is held as one, zeros included; its entries need no list then."""
+        return None
+
+    @property
     def nnz(self) -> int:
         """The budget spent: number of values above zero."""
         return int((self.values > 0).sum())
+
+    def firings(self) -> Tensor:
+        """[d_sae] int64: the tokens that each feature fires on."""
+        return torch.bincount(self.indices[self.values > 0], minlength=self.d_sae)
 
     def counts(self) -> Tensor:
         """Features per token: values above zero, in the input's leading shape, int64."""
@@ -113,6 +122,59 @@ class Code:
             )
         return replace(self, shape=tuple(shape))
 
+    def with_values(self, values: Tensor) -> Code:
+        """The same entries with other ``values [nnz]``."""
+        return replace(self, values=values)
+
     def detach(self) -> Code:
         """The same code, cut from the graph."""
-        return replace(self, values=self.values.detach())
+        return self.with_values(self.values.detach())
+
+
+class MatrixCode(Code):
+    """The code of a rule that has not become sparse yet: every feature of every token, most values zero.
+
+    It is a ``Code`` to whoever asks, and lists its entries only then.
+
+    Args:
+        z: [n, d_sae], at least 0.
+        shape: see ``Code``.
+    """
+
+    def __init__(self, z: Tensor, shape: tuple[int, ...] | None = None) -> None:
+        for name, value in (("values", z.reshape(-1)), ("d_sae", z.shape[1]), ("shape", shape or (len(z),))):
+            object.__setattr__(self, name, value)
+
+    @property
+    def matrix(self) -> Tensor:
+        return self.values.view(-1, self.d_sae)
+
+    @property
+    def indices(self) -> Tensor:
+        features = torch.arange(self.d_sae, device=self.values.device)
+        return features.expand(self.n, -1).reshape(-1)
+
+    @property
+    def offsets(self) -> Tensor:
+        return torch.arange(self.n + 1, device=self.values.device) * self.d_sae
+
+    @property
+    def n(self) -> int:
+        return len(self.values) // self.d_sae
+
+    def firings(self) -> Tensor:
+        return (self.matrix > 0).sum(0)
+
+    def to_dense(self) -> Tensor:
+        return self.matrix.reshape(*self.shape, self.d_sae)
+
+    def counts(self) -> Tensor:
+        return (self.matrix > 0).sum(1).reshape(self.shape)
+
+    def reshape(self, shape: Sequence[int]) -> Code:
+        if prod(shape) != self.n:
+            return super().reshape(shape)  # which refuses
+        return MatrixCode(self.matrix, tuple(shape))
+
+    def with_values(self, values: Tensor) -> Code:
+        return MatrixCode(values.view(-1, self.d_sae), self.shape)

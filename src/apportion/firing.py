@@ -38,8 +38,7 @@ class Firing(nn.Module):
     @torch.no_grad()
     def update(self, code: Code, world: World = SOLO) -> None:
         """Count one training batch."""
-        fired = torch.bincount(code.indices[code.values > 0], minlength=code.d_sae)
-        fired = world.sum(fired)
+        fired = world.sum(code.firings())
         n = code.n * world.size
         if n == 0:
             return

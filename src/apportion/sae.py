@@ -145,10 +145,10 @@ class SAE(nn.Module):
         pre = self._affinities(x, dictionary, clock, world, workspace=workspace)
         with torch.autocast(x.device.type, enabled=False):
             with span("allocate"):
-                code, notes = self.allocator(pre, x, clock)
+                code, notes, penalty = self.allocator(pre, x, clock)
             with span("decode"):
                 x_hat = dictionary.decode(code)
-        return Trace(x, target, pre, code, notes, x_hat, clock)
+        return Trace(x, target, pre, code, notes, x_hat, clock, penalty)
 
     def encode(self, x: Tensor) -> Code:
         """Sparse code of ``x [..., d_in]``, any float dtype.
@@ -168,7 +168,7 @@ class SAE(nn.Module):
             # Training may round as it likes; a frozen rule must not. Float64 needs no settling.
             settle = not self.allocator.couples_rows and flat.dtype == torch.float32
             pre = self._affinities(flat, self.dictionary(), settle=settle)
-            code, _ = self.allocator(pre, flat, END)
+            code = self.allocator(pre, flat, END).code
         return code.reshape(x.shape[:-1])
 
     def decode(self, code: Code) -> Tensor:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
 
 from .clock import Clock
 from .code import Code
 from .ops.decode import decode
-from .ops.encode_at import encode_at
+from .ops.encode_at import encode_at, encode_whole
 
 if TYPE_CHECKING:
     from .affinities import Affinities
@@ -48,10 +48,20 @@ class Dictionary:
         """What gradients reach."""
         return [self.weight, self.b_enc, self.W_dec, self.b_dec]
 
+    def detach(self) -> Dictionary:
+        """The same numbers, of which no gradient reaches any."""
+        weight, b_enc, W_dec, b_dec = (parameter.detach() for parameter in self.parameters())
+        return Dictionary(weight, b_enc, W_dec, b_dec)
+
     def decode(self, code: Code, *, bias: bool = True) -> Tensor:
         """[n, d_in]: the weighted sum of directions, plus ``b_dec`` unless ``bias`` is false."""
         into = self.W_dec.grad if self.accumulate else None
         return decode(code, self.W_dec, self.b_dec if bias else None, into)
+
+    def encode_whole(self, x: Tensor, centred: Tensor, pre: Tensor) -> Tensor:
+        """Known pre-activations ``pre [n, d_sae]``, made differentiable. See ``ops.encode_at``."""
+        into = self.weight.grad if self.accumulate else None
+        return encode_whole(x, self.weight, self.b_enc, self.b_dec, centred=centred, pre=pre, into=into)
 
     def encode_at(self, x: Tensor, centred: Tensor, values: Tensor, rows: Tensor, features: Tensor) -> Tensor:
         """Known pre-activations ``values [nnz]`` at the pairs, made differentiable. See ``ops.encode_at``."""
@@ -69,6 +79,18 @@ class Dictionary:
         )
 
 
+class Penalty(NamedTuple):
+    """What a rule without a hard budget pays for every feature that fires.
+
+    Attributes:
+        cost: [] mean over tokens, not yet weighted, differentiable.
+        k: mean features per token that the weight is to bring about.
+    """
+
+    cost: Tensor
+    k: float
+
+
 @dataclass(frozen=True, eq=False)
 class Trace:
     """One forward pass.
@@ -81,6 +103,7 @@ class Trace:
         notes: what the rule wants to say of itself (named scalars or [n] tensors).
         x_hat: [n, d_in].
         clock: when it happened.
+        penalty: what the rule pays for sparsity, if it is held to k by a price.
     """
 
     x: Tensor
@@ -90,3 +113,4 @@ class Trace:
     notes: Mapping[str, Tensor]
     x_hat: Tensor
     clock: Clock
+    penalty: Penalty | None = None

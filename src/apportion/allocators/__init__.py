@@ -8,7 +8,12 @@ from .._folder import import_siblings
 from .base import Allocation, Allocator, AllocatorConfig, code_at
 from .feature_choice import FeatureChoice, FeatureChoiceConfig
 from .feature_threshold import FeatureThreshold, FeatureThresholdConfig
+from .gate import Gate, GateConfig
+from .gated import Gated, GatedConfig
+from .jump_relu import JumpReLU, JumpReLUConfig
 from .mutual_choice import MutualChoice, MutualChoiceConfig
+from .relu import ReLU, ReLUConfig
+from .scaled_thresholds import ScaledThresholds, ScaledThresholdsConfig
 from .soft_top_k import SoftTopK, SoftTopKConfig
 from .threshold import Threshold, ThresholdConfig
 from .token_choice import TokenChoice, TokenChoiceConfig
@@ -21,8 +26,18 @@ __all__ = [
     "FeatureChoiceConfig",
     "FeatureThreshold",
     "FeatureThresholdConfig",
+    "Gate",
+    "GateConfig",
+    "Gated",
+    "GatedConfig",
+    "JumpReLU",
+    "JumpReLUConfig",
     "MutualChoice",
     "MutualChoiceConfig",
+    "ReLU",
+    "ReLUConfig",
+    "ScaledThresholds",
+    "ScaledThresholdsConfig",
     "SoftTopK",
     "SoftTopKConfig",
     "Threshold",

@@ -10,13 +10,13 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ..affinities import Affinities, Pairs, Survey
+from ..affinities import Affinities, Everything, Pairs, Survey
 from ..budgets.base import Budget, rounded
 from ..clock import END, Clock
-from ..code import Code
+from ..code import Code, MatrixCode
 from ..config import Kind
 from ..firing import Firing
-from ..trace import Dictionary, Trace
+from ..trace import Dictionary, Penalty, Trace
 from ..world import SOLO, World
 
 _C = TypeVar("_C", bound="AllocatorConfig")
@@ -55,10 +55,12 @@ class AllocatorConfig(Kind, abc.ABC):
 
 class Allocation(NamedTuple):
     """The code, and what the rule has to say about it: named tensors for the log, for its own terms, and, under
-    ``k`` ([n], real), what each token was allotted if the rule allots by token."""
+    ``k`` ([n], real), what each token was allotted if the rule allots by token. A rule that is held to its k by
+    a price says what it pays; an objective sets the price."""
 
     code: Code
     notes: Mapping[str, Tensor] = {}
+    penalty: Penalty | None = None
 
 
 @dataclass(frozen=True)
@@ -145,6 +147,13 @@ class Allotting(Allocator):
         self.budget.fold(scale)
 
 
+def code_of(pre: Affinities, pairs: Pairs | Everything, values: Tensor) -> Code:
+    """The code with ``values [nnz]`` at the pairs."""
+    if isinstance(pairs, Everything):
+        return MatrixCode(values.view(pairs.n, pairs.d_sae))
+    return Code.from_pairs(pairs.rows, pairs.features, values, pre.n, pre.d_sae)
+
+
 def code_at(pre: Affinities, pairs: Pairs) -> Code:
     """The code whose values are the affinities at chosen pairs, with their sparse gradient."""
     return Code.from_pairs(pairs.rows, pairs.features, pre.at(pairs), pre.n, pre.d_sae)
@@ -155,7 +164,7 @@ def measured(allocator: Allocator, survey: Survey, k: float) -> Calibration:
     """What ``allocator``, as it is, spends on the survey."""
     spent = tokens = short = 0
     for pre, x in survey():
-        code, notes = allocator(pre, x)
+        code, notes, _ = allocator(pre, x)
         counts = code.counts()
         tokens, spent = tokens + pre.n, spent + int(counts.sum())
         allotted = rounded(notes["k"], pre.d_sae) if "k" in notes else k

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..affinities import Affinities, Survey
 from ..clock import END, Clock
-from ..errors import InvalidInput
+from ..ops.cut import Largest, fit_cut
 from .base import Allocation, Allocator, AllocatorConfig, Calibration, code_at, measured
 
 
@@ -58,9 +58,9 @@ class Threshold(Allocator):
     def calibrate(self, survey: Survey, k: float) -> Calibration:
         """The threshold that exactly round(k N) affinities of the survey's N tokens exceed (ties apart)."""
         fitted = Threshold(ThresholdConfig(k=k))
-        theta, above, tokens = _fit(survey, k)
-        fitted.theta.copy_(theta)
-        if float(theta) > 0:
+        theta, above, tokens = fit_cut(lambda: ((pre.n, _largest(pre)) for pre, _ in survey()), k)
+        fitted.theta.fill_(theta)
+        if theta > 0:
             return Calibration(fitted, k, above / tokens, tokens, short=0)
         return measured(fitted, survey, k)  # all positive affinities are too few: count who is short
 
@@ -68,39 +68,5 @@ class Threshold(Allocator):
         self.theta /= scale
 
 
-def _fit(survey: Survey, k: float) -> tuple[Tensor, int, int]:
-    """The threshold midway between affinity number round(k N) and the next, what exceeds it, and N.
-
-    Each block hands in several times its share of largest affinities. The cut among them is the true one if it
-    is no lower than what any block held back; else the survey is run again with more.
-    """
-    surplus = 3.0
-    while True:
-        kept: list[Tensor] = []
-        floor, tokens = 0.0, 0
-        for pre, _ in survey():
-            share = int(surplus * k * pre.n) + 1
-            values = pre.at(pre.top_batch(share)).float()
-            tokens += pre.n
-            kept.append(values)
-            if len(values) >= share:
-                floor = max(floor, float(values.min()))
-        if tokens == 0:
-            raise InvalidInput("there are no tokens to calibrate on; hold out more documents")
-        values, m = torch.cat(kept), round(k * tokens)
-        if len(values) <= m and floor == 0.0:  # fewer positive affinities than the budget: take them all
-            return values.new_zeros(()), len(values), tokens
-        if len(values) > m:
-            theta = _between(values.topk(m + 1).values, m)
-            if float(theta) >= floor:
-                return theta, int((values > theta).sum()), tokens
-        surplus *= 2
-
-
-def _between(top: Tensor, m: int) -> Tensor:
-    """[]: what the first ``m`` of the falling values ``top [m + 1]`` exceed and the last does not."""
-    if m == 0:
-        return top[0]
-    middle = top[m - 1 :].double().mean().float()
-    # Strictly below the last one in, also where the two are neighbours in float32.
-    return torch.minimum(middle, torch.nextafter(top[m - 1], middle.new_zeros(())))
+def _largest(pre: Affinities) -> Largest:
+    return lambda m: pre.at(pre.top_batch(m)).float()

@@ -10,6 +10,7 @@ from .aux_zipf import AuxZipf, AuxZipfConfig
 from .base import Objective, ObjectiveConfig
 from .l1 import L1, L1Config
 from .reconstruction import Reconstruction, ReconstructionConfig
+from .sparsity import Sparsity, SparsityConfig
 
 __all__ = [
     "L1",
@@ -22,6 +23,8 @@ __all__ = [
     "ObjectiveConfig",
     "Reconstruction",
     "ReconstructionConfig",
+    "Sparsity",
+    "SparsityConfig",
 ]
 
 import_siblings(__name__, __path__)

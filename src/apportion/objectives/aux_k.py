@@ -41,9 +41,10 @@ class AuxK(Objective):
     name = "aux_k"
 
     def __init__(self, config: AuxKConfig) -> None:
+        super().__init__()
         self.config = config
 
-    def __call__(self, trace: Trace, dictionary: Dictionary, firing: Firing) -> Tensor | None:
+    def forward(self, trace: Trace, dictionary: Dictionary, firing: Firing) -> Tensor | None:
         dead = firing.dead().to(trace.x.dtype)
         loss = unexplained(trace, dictionary, dead, self.config.k_aux, self.config.rows)
         return None if loss is None else self.config.weight * loss

@@ -47,9 +47,10 @@ class AuxZipf(Objective):
     name = "aux_zipf"
 
     def __init__(self, config: AuxZipfConfig) -> None:
+        super().__init__()
         self.config = config
 
-    def __call__(self, trace: Trace, dictionary: Dictionary, firing: Firing) -> Tensor | None:
+    def forward(self, trace: Trace, dictionary: Dictionary, firing: Firing) -> Tensor | None:
         u = shortfall(firing, self.config.tau).to(trace.x.dtype)
         loss = unexplained(trace, dictionary, u, self.config.k_aux, self.config.rows)
         return None if loss is None else self.config.weight * loss

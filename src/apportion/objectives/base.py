@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Mapping
+from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..config import Kind
 from ..firing import Firing
 from ..trace import Dictionary, Trace
+from ..world import SOLO, World
 
 
 class ObjectiveConfig(Kind, abc.ABC):
@@ -18,11 +21,24 @@ class ObjectiveConfig(Kind, abc.ABC):
     def build(self) -> Objective: ...
 
 
-class Objective(abc.ABC):
-    """A loss over a trace. Pure: it reads ``firing`` and changes nothing."""
+class Objective(nn.Module, abc.ABC):
+    """A loss over a trace. ``forward`` is pure: it reads ``firing`` and changes nothing.
+
+    What an objective learns from a step it writes in ``observe``, into buffers, which checkpoints hold.
+    """
 
     name: str
 
     @abc.abstractmethod
-    def __call__(self, trace: Trace, dictionary: Dictionary, firing: Firing) -> Tensor | None:
+    def forward(self, trace: Trace, dictionary: Dictionary, firing: Firing) -> Tensor | None:
         """The weighted loss, [] ; None where it does not apply to this batch."""
+
+    def observe(self, trace: Trace, world: World = SOLO) -> None:
+        """Learn from a finished training step, into buffers."""
+
+    def report(self) -> Mapping[str, Any]:
+        """What of it belongs into the metadata of the trained SAE, JSON."""
+        return {}
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor | None:
+        return super().__call__(*args, **kwargs)  # type: ignore[no-any-return]

@@ -29,9 +29,10 @@ class L1(Objective):
     name = "l1"
 
     def __init__(self, config: L1Config) -> None:
+        super().__init__()
         self.config = config
 
-    def __call__(self, trace: Trace, dictionary: Dictionary, firing: Firing) -> Tensor | None:
+    def forward(self, trace: Trace, dictionary: Dictionary, firing: Firing) -> Tensor | None:
         size: Tensor = torch.linalg.vector_norm(trace.x, dim=1).sum()
         if not bool(size > 0):
             return None

@@ -29,8 +29,9 @@ class Reconstruction(Objective):
     name = "reconstruction"
 
     def __init__(self, config: ReconstructionConfig) -> None:
+        super().__init__()
         self.config = config
 
-    def __call__(self, trace: Trace, dictionary: Dictionary, firing: Firing) -> Tensor:
+    def forward(self, trace: Trace, dictionary: Dictionary, firing: Firing) -> Tensor:
         # One kernel without temporaries; the mean is over tokens, not over entries.
         return self.config.weight / len(trace.x) * F.mse_loss(trace.x_hat, trace.x, reduction="sum")

@@ -30,11 +30,29 @@ class Pairs(NamedTuple):
         places = keep.nonzero()[:, 0]
         return Pairs(self.rows.index_select(0, places), self.features.index_select(0, places))
 
+    def spread(self, t: Tensor) -> Tensor:
+        """``t [d_sae]``, a number per feature, at every pair: [nnz]."""
+        return t.index_select(0, self.features)
+
     def of(self, a: Tensor) -> Tensor:
         """The entries of ``a [n, d_sae]`` at the pairs, [nnz]."""
         if not a.is_contiguous():
             return a[self.rows, self.features]
         return a.view(-1).index_select(0, self.rows * a.shape[1] + self.features)  # a seventh of the time
+
+
+class Everything(NamedTuple):
+    """All pairs of ``n`` tokens and ``d_sae`` features, in canonical order, none of them listed.
+
+    Where many affinities are above zero a matrix with zeros in it costs less than the list of the others.
+    """
+
+    n: int
+    d_sae: int
+
+    def spread(self, t: Tensor) -> Tensor:
+        """``t [d_sae]``, a number per feature, at every pair: [n * d_sae]."""
+        return t.expand(self.n, self.d_sae).reshape(-1)
 
 
 def entries_above(a: Tensor, floor: Tensor | float) -> Pairs:

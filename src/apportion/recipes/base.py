@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from ..allocators import AllocatorConfig
 from ..config import Kind
 from ..errors import InvalidConfig, UnknownName, nearest
+from ..objectives import ReconstructionConfig, SparsityConfig
 from ..sae import SAEConfig
 from ..training import RunConfig, TrainConfig
 
@@ -100,6 +101,15 @@ def find_recipe(name: str) -> Recipe:
 
 def _inference_only(config: type[Kind]) -> bool:
     return issubclass(config, AllocatorConfig) and config.inference_only
+
+
+def priced(kind: str, d_in: int, d_sae: int, k: float, seed: int, **settings: object) -> RunConfig:
+    """The run of a rule that is held to k by a price, with some of its settings."""
+    where = f"recipe {kind}"
+    allocator = AllocatorConfig.lookup(kind).parse({"k": k, **settings}, where)
+    sae = SAEConfig.parse({"d_in": d_in, "d_sae": d_sae, "allocator": allocator}, where)
+    objectives = (ReconstructionConfig(), SparsityConfig())
+    return RunConfig.parse({"sae": sae, "objectives": objectives, "seed": seed}, where)
 
 
 def plain(kind: str, d_in: int, d_sae: int, k: float, seed: int) -> RunConfig:

@@ -37,6 +37,7 @@ def run_tensors(run: Run) -> dict[str, Tensor]:
     """All tensors of a run by name: parameters, buffers, moments, random state."""
     tensors = {f"sae.{name}": value for name, value in run.sae.state_dict().items()}
     tensors |= {f"firing.{name}": value for name, value in run.firing.state_dict().items()}
+    tensors |= {f"objectives.{name}": value for name, value in run.objectives.state_dict().items()}
     for name, parameter in run.sae.named_parameters():
         for moment, value in run.optimizer.state.get(parameter, {}).items():
             tensors[f"adam.{name}.{moment}"] = value
@@ -50,6 +51,7 @@ def restore_run(run: Run, tensors: dict[str, Tensor], where: Path) -> None:
     try:
         run.sae.load_state_dict(_under("sae.", tensors))
         run.firing.load_state_dict(_under("firing.", tensors))
+        run.objectives.load_state_dict(_under("objectives.", tensors))
         for name, parameter in run.sae.named_parameters():
             moments = _under(f"adam.{name}.", tensors)
             if moments:

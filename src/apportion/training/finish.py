@@ -35,6 +35,7 @@ def finish(
         for batch in source.blocks("calibrate", limit):
             yield batch.x.to(run.sae.device) * scale
 
+    reports = {one.name: dict(found) for one in run.losses if (found := one.report())}
     sae, calibration = run.sae.freeze().calibrate(blocks, run.sae.k)
     tokens = min(limit or GAP_TOKENS, GAP_TOKENS)
     further: dict[str, Any] = {"silent": silent_share(run.sae, blocks, tokens)}
@@ -43,7 +44,7 @@ def finish(
     sae = sae.fold(scale).requires_grad_(False).eval()
     sae.metadata = {
         "source": source.describe(),
-        "training": history,
+        "training": history | reports,
         "calibration": {
             "k": calibration.k,
             "l0": calibration.l0,

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..clock import Clock
 from ..errors import InvalidConfig
@@ -43,13 +43,18 @@ class Run:
         self.sae.initialise(b_dec, torch.Generator().manual_seed(config.seed))
         self.sae.to(b_dec.device)
         self.firing = Firing(config.sae.d_sae, config.dead_after).to(b_dec.device)
-        self.objectives: list[Objective] = [objective.build() for objective in config.objectives]
+        self.objectives = nn.ModuleList(objective.build() for objective in config.objectives).to(b_dec.device)
         parameters = list(self.sae.parameters())
         for parameter in parameters:
             parameter.grad = torch.zeros_like(parameter)
         self.optimizer = torch.optim.Adam(
             parameters, lr=0.0, betas=config.betas, eps=config.eps, fused=b_dec.device.type in ("cpu", "cuda")
         )
+
+    @property
+    def losses(self) -> Iterator[Objective]:
+        """The objectives."""
+        return (objective for objective in self.objectives if isinstance(objective, Objective))
 
     @torch.no_grad()
     def begin(self, b_dec: Tensor) -> None:
@@ -79,7 +84,7 @@ class StepResult:
 def losses_of(run: Run, trace: Trace) -> dict[str, Tensor]:
     """All weighted loss terms of a trace: the objectives' and the rule's own. ``InvalidConfig`` if none."""
     dictionary = run.sae.dictionary(accumulate=True)
-    named = [(objective.name, objective(trace, dictionary, run.firing)) for objective in run.objectives]
+    named = [(one.name, one(trace, dictionary, run.firing)) for one in run.losses]
     terms: dict[str, Tensor] = {}
     for name, term in (*named, *run.sae.allocator.terms(trace, dictionary).items()):
         if name in terms:
@@ -116,6 +121,8 @@ def train_step(
         with span("observe"):
             run.firing.update(trace.code, world)
             run.sae.allocator.observe(trace, run.sae.dictionary(), run.firing, world)
+            for objective in run.losses:
+                objective.observe(trace, world)
     return StepResult(trace, {name: term.detach() for name, term in losses.items()}, grad_norm, lr)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...code import Code
 from ..spmm import add_spmm, group_by
+from .whole import decode_whole
 
 
 class _DirectionGradient(torch.autograd.Function):
@@ -49,6 +50,9 @@ def decode(code: Code, W_dec: Tensor, b_dec: Tensor | None, into: Tensor | None 
     Returns:
         [n, d_in].
     """
+    if code.matrix is not None:
+        out = decode_whole(code.matrix, W_dec, into)
+        return out if b_dec is None else out + b_dec
     out = F.embedding_bag(
         code.indices,
         W_dec.detach(),

@@ -1,6 +1,7 @@
-"""Pre-activations at chosen (token, feature) pairs: ``reference`` in dense form, ``fast`` pair by pair."""
+"""Pre-activations at pairs: ``reference`` in dense form, ``fast`` pair by pair, ``whole`` at all of them."""
 
 from .fast import encode_at
 from .reference import encode_at_reference
+from .whole import encode_whole
 
-__all__ = ["encode_at", "encode_at_reference"]
+__all__ = ["encode_at", "encode_at_reference", "encode_whole"]

@@ -1,0 +1,91 @@
+"""A gate with one threshold for all features: the inference rule of Gated."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from ..affinities import Affinities, Survey
+from ..clock import END, Clock
+from ..ops.cut import Largest, fit_cut
+from .base import Allocation, Allocator, AllocatorConfig, Calibration, code_of, measured
+
+
+class GateConfig(AllocatorConfig):
+    """A threshold on the gate, fitted to give ``k`` features per token."""
+
+    inference_only: ClassVar[bool] = True
+    kind: Literal["gate"] = "gate"
+    k: float = Field(gt=0)
+
+    @property
+    def mean_k(self) -> float:
+        return self.k
+
+    @classmethod
+    def for_k(cls, k: float) -> GateConfig:
+        return cls.parse({"k": k}, "gate")
+
+    def build(self, *, d_in: int, d_sae: int) -> Gate:
+        return Gate(self, d_sae=d_sae)
+
+
+class Gate(Allocator):
+    """z = gain · (pi - b_enc) + b_mag where pi > theta and z > 0.
+
+    Buffers:
+        theta: [] float32, at least 0.
+        gain: [d_sae] float32, above 0.
+        b_mag: [d_sae] float32.
+    """
+
+    config: GateConfig
+    couples_rows: ClassVar[bool] = False
+    hard_budget: ClassVar[bool] = False
+    theta: Tensor
+    gain: Tensor
+    b_mag: Tensor
+
+    def __init__(self, config: GateConfig, *, d_sae: int) -> None:
+        super().__init__()
+        self.config = config
+        self.register_buffer("theta", torch.zeros((), dtype=torch.float32))
+        self.register_buffer("gain", torch.ones(d_sae, dtype=torch.float32))
+        self.register_buffer("b_mag", torch.zeros(d_sae, dtype=torch.float32))
+
+    def forward(self, pre: Affinities, x: Tensor, clock: Clock = END) -> Allocation:
+        pairs = pre.above(torch.maximum(self.theta, self.least(pre)))
+        excess = pre.at(pairs) - pairs.spread(self.least(pre))
+        # Above zero, though float32 may round it away: which features fire was decided more exactly.
+        values = (pairs.spread(self.gain) * excess).clamp(min=torch.finfo(excess.dtype).tiny)
+        return Allocation(code_of(pre, pairs, values))
+
+    def least(self, pre: Affinities) -> Tensor:
+        """[d_sae]: the gate at which a feature's magnitude is zero."""
+        return pre.biases().detach() - self.b_mag / self.gain
+
+    def freeze(self) -> Gate:
+        frozen = Gate(self.config, d_sae=len(self.gain))
+        frozen.load_state_dict(self.state_dict())
+        return frozen
+
+    @torch.no_grad()
+    def calibrate(self, survey: Survey, k: float) -> Calibration:
+        """The threshold that exactly round(k N) gates of the survey's N tokens exceed (ties apart)."""
+        fitted = Gate(GateConfig(k=k), d_sae=len(self.gain)).to(self.gain.device)
+        fitted.load_state_dict(self.state_dict())
+        theta, _, _ = fit_cut(lambda: ((pre.n, self._largest(pre)) for pre, _ in survey()), k)
+        fitted.theta.fill_(theta)
+        return measured(fitted, survey, k)
+
+    def fold(self, scale: float) -> None:
+        self.theta /= scale
+        self.b_mag /= scale
+
+    def _largest(self, pre: Affinities) -> Largest:
+        """The largest gates of features whose magnitude is above zero."""
+        gates = pre.at(pre.above(self.least(pre))).float()
+        return lambda m: gates.topk(min(m, len(gates))).values

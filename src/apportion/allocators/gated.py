@@ -1,0 +1,81 @@
+"""Gated: whether a feature fires and how strongly are two readouts of one encoder (arXiv 2404.16014)."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from ..affinities import Affinities
+from ..clock import END, Clock
+from ..trace import Dictionary, Penalty, Trace
+from .base import Allocation, Allocator, AllocatorConfig, code_of
+from .gate import Gate, GateConfig
+
+
+class GatedConfig(AllocatorConfig):
+    """A gate, and its price.
+
+    Attributes:
+        k: mean features per token that the price is to bring about.
+    """
+
+    kind: Literal["gated"] = "gated"
+    k: float = Field(gt=0)
+
+    @property
+    def mean_k(self) -> float:
+        return self.k
+
+    @classmethod
+    def for_k(cls, k: float) -> GatedConfig:
+        return cls.parse({"k": k}, "gated")
+
+    def build(self, *, d_in: int, d_sae: int) -> Gated:
+        return Gated(self, d_sae=d_sae)
+
+
+class Gated(Allocator):
+    """z = 1[pi > 0] · ReLU(e^r · W_enc (x - b_dec) + b_mag); the price is of sum ReLU(pi).
+
+    The reconstruction reaches the encoder through the magnitude alone. The gate learns from the price and from
+    a reconstruction of its own with ReLU(pi), through a decoder that is held fixed.
+
+    Parameters:
+        r: [d_sae] float32, log of the magnitude's gain over the gate's.
+        b_mag: [d_sae] float32.
+    """
+
+    config: GatedConfig
+    couples_rows: ClassVar[bool] = False
+    hard_budget: ClassVar[bool] = False
+
+    def __init__(self, config: GatedConfig, *, d_sae: int) -> None:
+        super().__init__()
+        self.config = config
+        self.r = nn.Parameter(torch.zeros(d_sae, dtype=torch.float32))
+        self.b_mag = nn.Parameter(torch.zeros(d_sae, dtype=torch.float32))
+
+    def forward(self, pre: Affinities, x: Tensor, clock: Clock = END) -> Allocation:
+        pairs = pre.fired(0.0)
+        pi = pre.at(pairs)
+        gate = pi.relu()
+        magnitude = pairs.spread(self.r.exp()) * (pi - pairs.spread(pre.biases())) + pairs.spread(self.b_mag)
+        code = code_of(pre, pairs, magnitude.relu() * (gate > 0))
+        return Allocation(code, {"gate": gate}, Penalty(gate.sum() / max(pre.n, 1), self.config.k))
+
+    def terms(self, trace: Trace, dictionary: Dictionary) -> dict[str, Tensor]:
+        error = trace.x - dictionary.detach().decode(trace.code.with_values(trace.notes["gate"]))
+        return {"gate": error.square().sum() / max(len(trace.x), 1)}
+
+    def freeze(self) -> Gate:
+        frozen = Gate(GateConfig(k=self.config.k), d_sae=len(self.r))
+        frozen.gain.copy_(self.r.detach().exp())
+        frozen.b_mag.copy_(self.b_mag.detach())
+        return frozen
+
+    @torch.no_grad()
+    def fold(self, scale: float) -> None:
+        self.b_mag.div_(scale)

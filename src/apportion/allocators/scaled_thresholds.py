@@ -1,0 +1,81 @@
+"""Learned thresholds, one per feature, moved together to meet k: the inference rule of JumpReLU."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from ..affinities import Affinities, Survey
+from ..clock import END, Clock
+from ..ops.cut import Largest, fit_cut
+from .base import Allocation, Allocator, AllocatorConfig, Calibration, code_at, measured
+
+_LEAST = 1e-6
+"""Smallest factor: thresholds stay above zero."""
+
+
+class ScaledThresholdsConfig(AllocatorConfig):
+    """Thresholds that are given, times one factor that gives ``k`` features per token."""
+
+    inference_only: ClassVar[bool] = True
+    kind: Literal["scaled_thresholds"] = "scaled_thresholds"
+    k: float = Field(gt=0)
+
+    @property
+    def mean_k(self) -> float:
+        return self.k
+
+    @classmethod
+    def for_k(cls, k: float) -> ScaledThresholdsConfig:
+        return cls.parse({"k": k}, "scaled_thresholds")
+
+    def build(self, *, d_in: int, d_sae: int) -> ScaledThresholds:
+        return ScaledThresholds(self, d_sae=d_sae)
+
+
+class ScaledThresholds(Allocator):
+    """All affinities strictly above their feature's ``theta`` ([d_sae] float32, above 0)."""
+
+    config: ScaledThresholdsConfig
+    couples_rows: ClassVar[bool] = False
+    hard_budget: ClassVar[bool] = False
+    theta: Tensor
+
+    def __init__(self, config: ScaledThresholdsConfig, *, d_sae: int) -> None:
+        super().__init__()
+        self.config = config
+        self.register_buffer("theta", torch.ones(d_sae, dtype=torch.float32))
+
+    def forward(self, pre: Affinities, x: Tensor, clock: Clock = END) -> Allocation:
+        return Allocation(code_at(pre, pre.above(self.theta)))
+
+    def freeze(self) -> ScaledThresholds:
+        frozen = ScaledThresholds(self.config, d_sae=len(self.theta))
+        frozen.load_state_dict(self.state_dict())
+        return frozen
+
+    @torch.no_grad()
+    def calibrate(self, survey: Survey, k: float) -> Calibration:
+        """The factor at which exactly round(k N) affinities of the survey's N tokens exceed (ties apart)."""
+        fitted = ScaledThresholds(ScaledThresholdsConfig(k=k), d_sae=len(self.theta)).to(self.theta.device)
+        factor, _, _ = fit_cut(lambda: ((pre.n, self._largest(pre)) for pre, _ in survey()), k)
+        fitted.theta.copy_(self.theta * max(factor, _LEAST))
+        return measured(fitted, survey, k)
+
+    def fold(self, scale: float) -> None:
+        self.theta /= scale
+
+    def _largest(self, pre: Affinities) -> Largest:
+        """The largest ratios of affinity to threshold."""
+
+        def largest(m: int) -> Tensor:
+            pairs = pre.above(0.5 * self.theta)
+            if len(pairs.rows) < m:
+                pairs = pre.above(0.0)
+            ratios = pre.at(pairs).float() / self.theta[pairs.features]
+            return ratios.topk(min(m, len(ratios))).values
+
+        return largest

@@ -1,0 +1,145 @@
+"""The price of sparsity: where it leads L0, what bounds it, and that it is worked out on the clock alone."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from apportion.allocators import TokenChoiceConfig
+from apportion.clock import Clock
+from apportion.code import Code
+from apportion.errors import InvalidConfig
+from apportion.firing import Firing
+from apportion.objectives import SparsityConfig
+from apportion.objectives.sparsity import AIM
+from apportion.recipes import find_recipe
+from apportion.trace import Penalty, Trace
+from apportion.training import Run, train_step
+from apportion.training.checkpoint import restore_run, run_tensors
+
+from ..conftest import inputs, make_sae
+
+K = 8.0
+
+
+def trace_of(l0, step, n_steps=100, n=50, d_sae=200):
+    """A trace whose code has ``l0`` features per token and whose rule pays 3."""
+    z = torch.zeros(n, d_sae)
+    z.view(-1)[torch.arange(round(l0 * n)) * (n * d_sae // max(round(l0 * n), 1))] = 1.0
+    x = torch.zeros(n, 4)
+    penalty = Penalty(torch.tensor(3.0), K)
+    return Trace(x, None, None, Code.from_dense(z), {}, x, Clock(step, n_steps), penalty)
+
+
+def test_the_first_step_costs_the_starting_price():
+    objective = SparsityConfig(start=0.7).build()
+    assert float(objective(trace_of(100, 0), None, None)) == pytest.approx(0.7 * 3)
+
+
+def test_too_many_features_raise_the_price_and_too_few_lower_it():
+    for l0, sign in ((3 * K, 1), (K / 3, -1)):
+        objective = SparsityConfig(reach=0.01).build()
+        prices = []
+        for step in range(40):
+            objective.observe(trace_of(l0, step))
+            prices.append(math.log(objective.price(Clock(step + 1, 100), K)))
+        assert sign * prices[0] >= 0
+        assert all(sign * (b - a) > 0 for a, b in itertools.pairwise(prices[2:]))
+
+
+def test_l0_is_led_evenly_in_its_logarithm():
+    objective = SparsityConfig(reach=0.5).build()
+    objective.observe(trace_of(128, 0))
+    at = [objective.target(Clock(step, 100), K) for step in (0, 25, 50, 99)]
+    assert at == pytest.approx([128, math.sqrt(128 * AIM * K), AIM * K, AIM * K])
+
+
+def test_a_start_below_k_is_not_led_up_from_there():
+    objective = SparsityConfig().build()
+    objective.observe(trace_of(2, 0))
+    assert objective.target(Clock(0, 100), K) == pytest.approx(AIM * K)
+
+
+def test_the_price_stays_in_bounds_and_does_not_wind_up():
+    objective = SparsityConfig(start=2.0, bounds=(0.1, 10.0), reach=0.01).build()
+    for step in range(400):
+        objective.observe(trace_of(100, step, 1000))
+    assert objective.price(Clock(400, 1000), K) == pytest.approx(20)
+    steps = 0
+    while objective.price(Clock(400, 1000), K) > 2 and steps < 300:
+        objective.observe(trace_of(K / 10, 400, 1000))
+        steps += 1
+    assert steps < 150, "a sum that had gone on growing beyond the bound would take as long to come back"
+
+
+def test_it_depends_on_what_it_saw_and_the_clock_alone():
+    one, other = SparsityConfig().build(), SparsityConfig().build()
+    for step, l0 in enumerate((90, 60, 40, 20)):
+        one.observe(trace_of(l0, step))
+        one(trace_of(l0, step), None, None)  # asking changes nothing
+        one.price(Clock(77, 100), K)
+        other.observe(trace_of(l0, step))
+    assert all(torch.equal(a, b) for a, b in zip(one.buffers(), other.buffers(), strict=True))
+
+
+def test_a_rule_that_pays_nothing_is_refused_in_a_sentence():
+    sae, x = make_sae(TokenChoiceConfig.for_k(4)), inputs(8)
+    with pytest.raises(InvalidConfig, match="this rule pays none; leave that objective out"):
+        SparsityConfig().build()(sae.trace(x), sae.dictionary(), Firing(sae.d_sae))
+
+
+def test_bounds_are_factors_around_one():
+    with pytest.raises(InvalidConfig, match="must be positive factors around 1"):
+        SparsityConfig.parse({"bounds": (2.0, 10.0)}, "sparsity")
+
+
+TRUE = 100
+"""Features that the tokens of ``tokens`` are made of, some six at a time."""
+
+
+def tokens(n, generator):
+    directions = torch.randn(TRUE, 24, generator=torch.Generator().manual_seed(0))
+    fires = torch.rand(n, TRUE, generator=generator) < 6 / TRUE
+    return fires * (0.5 + torch.rand(n, TRUE, generator=generator)) @ directions
+
+
+def led(recipe, n_steps, k=6.0):
+    """L0 at every step of a training, and the run."""
+    config = find_recipe(recipe).make(24, 96, k, 0)
+    run, generator = Run(config, torch.zeros(24)), torch.Generator().manual_seed(1)
+    counts = []
+    for step in range(n_steps):
+        result = train_step(run, tokens(128, generator), Clock(step, n_steps, 128 * step))
+        counts.append(result.trace.code.nnz / 128)
+    return torch.tensor(counts), run
+
+
+@pytest.mark.parametrize("recipe", ["relu_l1", "p_anneal", "jump_relu", "gated"])
+def test_training_ends_at_k_and_stays_there(recipe):
+    k, n_steps = 6.0, 2000
+    counts, run = led(recipe, n_steps, k)
+    smooth = counts[-n_steps // 10 :].unfold(0, 20, 1).mean(1) / k  # less the noise of a batch of 128
+    assert float(smooth.min()) > 0.9 and float(smooth.max()) < 1.1
+    assert 0.98 < float(counts[-50:].mean()) / k < 1.05
+    (report,) = [one.report() for one in run.losses if one.name == "sparsity"]
+    assert report["price"] > 0 and report["l0_over_k"] == pytest.approx(1, abs=0.1)
+
+
+def test_a_price_survives_a_checkpoint_to_the_bit():
+    config = find_recipe("gated").make(24, 96, 6.0, 0)
+
+    def go(run, begin, end):
+        for step in range(begin, end):
+            train_step(run, tokens(64, torch.Generator().manual_seed(step)), Clock(step, 12, 64 * step))
+
+    straight, first, second = (Run(config, torch.zeros(24)) for _ in range(3))
+    go(straight, 0, 12)
+    go(first, 0, 6)
+    restore_run(second, {name: value.clone() for name, value in run_tensors(first).items()}, "memory")
+    go(second, 6, 12)
+    want, got = run_tensors(straight), run_tensors(second)
+    assert want.keys() == got.keys() and any(name.startswith("objectives.") for name in want)
+    assert all(torch.equal(want[name], got[name]) for name in want)
