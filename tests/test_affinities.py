@@ -57,6 +57,13 @@ def test_narrow_answers_for_its_rows_and_features_only(which):
     assert torch.equal(part.dense() > 0, block > 0)
     with pytest.raises(InvalidInput):
         part.narrow(rows[:1], features)
+    shift = torch.linspace(0, 3, 96)
+    ordered = part.ordered(96, shift)
+    for row, (names, values) in enumerate(zip(*ordered, strict=True)):
+        score = {f: float(block[row, f] - shift[f]) for f in features.tolist() if block[row, f] > 0}
+        assert names[: len(score)].tolist() == sorted(score, key=lambda f: -score[f])
+        assert torch.equal(values[: len(score)], block[row, names[: len(score)]])
+        assert not values[len(score) :].any()
 
 
 def test_activations_that_are_not_finite_are_refused_by_row():

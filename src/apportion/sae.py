@@ -10,7 +10,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from .affinities import DenseAffinities, SettledAffinities
+from .affinities import DenseAffinities, Ordered, SettledAffinities
 from .allocators.base import Allocator, AllocatorConfig, Calibration
 from .clock import END, Clock
 from .code import Code
@@ -243,6 +243,21 @@ class SAE(nn.Module):
     def survey(self, x: Tensor) -> DenseAffinities:
         """The affinities of ``x [n, d_in]``, in the SAE's own scale, without allocating anything."""
         return self._affinities(x.to(self.dtype), self.dictionary())
+
+    @torch.no_grad()
+    def order(self, x: Tensor, k: int) -> Ordered:
+        """The first ``k`` features of ``x [n, d_in]`` in the order of its rule, whatever the rule would spend.
+
+        A frozen code is a prefix of it (in float32, but for entries that rounding cannot tell apart).
+
+        Raises:
+            InvalidInput: ``x`` has another width, or ``k`` is below 1.
+        """
+        self._check(x)
+        if k < 1:
+            raise InvalidInput(f"an order of {k} features was asked for; ask for at least 1")
+        with torch.autocast(x.device.type, enabled=False):
+            return self.allocator.order(self.survey(x), x.to(self.dtype), k)
 
     def _affinities(
         self,
