@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 def prefix_errors(target: Tensor, W_dec: Tensor, features: Tensor, values: Tensor) -> Tensor:
-    """[n, k_max + 1]: squared error of every token with its first 0, 1, …, k_max features.
+    """[n, k_max + 1]: squared error of every token with its first 0, 1, …, k_max features. Nothing has gradients.
 
     Args:
         target: [n, d_in], what the directions are to sum to: x - b_dec.
@@ -24,15 +24,16 @@ def prefix_errors(target: Tensor, W_dec: Tensor, features: Tensor, values: Tenso
         values: [n, k_max], with 0 past the end of an order.
     """
     residual = target.clone()
-    errors = target.new_empty(features.shape[1] + 1, len(target))
-    errors[0] = torch.linalg.vecdot(residual, residual)
+    norms = target.new_empty(features.shape[1] + 1, len(target))
+    torch.linalg.vector_norm(residual, dim=1, out=norms[0])
     directions = torch.empty_like(target)
     # One feature of all tokens at a time: a third to a half of the time of Gram matrices or of running sums.
-    for place, (feature, value) in enumerate(zip(features.T.contiguous(), values.T.contiguous(), strict=True)):
+    steps = zip(features.T.contiguous(), values.T.contiguous(), norms[1:], strict=True)
+    for feature, value, norm in steps:
         torch.index_select(W_dec, 0, feature, out=directions)
         residual.addcmul_(directions, value[:, None], value=-1)
-        errors[place + 1] = torch.linalg.vecdot(residual, residual)
-    return errors.T.contiguous()
+        torch.linalg.vector_norm(residual, dim=1, out=norm)
+    return norms.square_().T.contiguous()
 
 
 def best_k(errors: Tensor, price: float) -> Tensor:
