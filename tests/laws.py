@@ -218,13 +218,14 @@ def codes_are_prefixes_of_their_order(config: AllocatorConfig) -> None:
     sae, _ = calibrated(config)
     sae = sae.to(torch.float64)
     x = inputs(400, dtype=torch.float64)
-    code, pre = sae.encode(x).to_dense(), sae.survey(x)
-    features, values = sae.order(x, sae.d_sae)
-    positive = torch.bincount(pre.above(0.0).rows, minlength=len(x))
+    trace = sae.read(x)
+    code = trace.code.to_dense()
+    features, values = sae.order(trace, sae.d_sae)
+    positive = torch.bincount(trace.pre.above(0.0).rows, minlength=len(x))
     assert torch.equal((values > 0).sum(1), positive)
     prefix = torch.arange(sae.d_sae) < (code > 0).sum(1)[:, None]
     assert torch.equal(torch.zeros_like(code).scatter_add(1, features, values * prefix), code)
-    assert torch.equal(sae.order(x, 5).features, features[:, :5])
+    assert torch.equal(sae.order(trace, 5).features, features[:, :5])
 
 
 def freezing_copies(config: AllocatorConfig) -> None:

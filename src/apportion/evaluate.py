@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from .activations.contexts import Contexts
 from .activations.models import LoadedModel
 from .activations.source import BLOCK_ROWS, Batch, Source, Split
 from .affinities import Ordered
+from .code import Code
 from .errors import InvalidInput
 from .metrics import (
     CausalDownstream,
@@ -29,7 +30,7 @@ from .metrics import (
     Reconstruction,
     Sparsity,
 )
-from .trace import Dictionary
+from .trace import Dictionary, Trace
 
 CAUSAL_CONTEXTS, ENCODER_CONTEXTS = 8, 32
 """Contexts that a patched model reads at once: three sets of logits, or of hidden states, are held together."""
@@ -50,9 +51,15 @@ class ContextSource(Protocol):
 class InOrder(Protocol):
     """A dictionary that says in which order each token would take its features."""
 
-    def order(self, x: Tensor, k: int, /) -> Ordered: ...
+    def read(self, x: Tensor, /) -> Trace: ...
+
+    def order(self, trace: Trace, k: int, /) -> Ordered: ...
 
     def dictionary(self) -> Dictionary: ...
+
+
+_Reading: TypeAlias = tuple[Code, Tensor, Callable[[], Ordered | None]]
+"""A block's code, its reconstruction, and what gives its order."""
 
 
 def evaluate(
@@ -160,7 +167,7 @@ def _on_activations(
     sae: Codec, source: Source, split: Split, limit: int | None, oracle: int | None, progress: bool
 ) -> dict[str, Json]:
     device = _device(sae)
-    best, order = _oracle(sae, oracle)
+    read, best = _reader(sae, oracle)
     metrics: list[Metric] = [Sparsity(), Reconstruction(), FeatureDensity(sae.d_sae), *best]
     blocks = tqdm(
         reblock(source.blocks(split, limit)),
@@ -173,11 +180,10 @@ def _on_activations(
     for block in blocks:
         x = block.x.to(device)
         began = _now(device)
-        code = sae.encode(x)
-        x_hat = sae.decode(code)
+        code, x_hat, order = read(x)
         seconds += _now(device) - began
         tokens += len(x)
-        measured = MetricBatch(x, x_hat, code, block.document, order(x))
+        measured = MetricBatch(x, x_hat, code, block.document, order())
         for metric in metrics:
             metric.update(measured)
     if tokens == 0:
@@ -189,17 +195,27 @@ def _on_activations(
     return result | {"tokens_per_s": tokens / max(seconds, 1e-9)}
 
 
-def _oracle(sae: Codec, k_max: int | None) -> tuple[list[Metric], Callable[[Tensor], Ordered | None]]:
-    """The oracle, if it was asked for, and what gives each block the order that it reads."""
+def _reader(sae: Codec, k_max: int | None) -> tuple[Callable[[Tensor], _Reading], list[Metric]]:
+    """What encodes and decodes a block, and the oracle if it was asked for."""
     if k_max is None:
-        return [], lambda x: None
+
+        def plainly(x: Tensor) -> _Reading:
+            code = sae.encode(x)
+            return code, sae.decode(code), lambda: None
+
+        return plainly, []
     if not isinstance(sae, InOrder):
         raise InvalidInput(
             f"an oracle was asked for but a {type(sae).__name__} does not say in which order it takes features; "
             "leave the oracle out or pass an SAE"
         )
+
+    def in_order(x: Tensor) -> _Reading:
+        trace = sae.read(x)
+        return trace.code, trace.x_hat, lambda: sae.order(trace, k_max)
+
     dictionary = sae.dictionary()
-    return [Oracle(dictionary.W_dec, dictionary.b_dec)], lambda x: sae.order(x, k_max)
+    return in_order, [Oracle(dictionary.W_dec, dictionary.b_dec)]
 
 
 def _in_model(

@@ -41,13 +41,13 @@ def measured(sae: SAE, x: Tensor, code: Code, k_max: int = WIDTH, sizes: list[in
     metric, start = Oracle(sae.W_dec, sae.b_dec), 0
     for part, z in zip(x.split(sizes or len(x)), code.to_dense().split(sizes or len(x)), strict=True):
         piece = Code.from_dense(z)
-        metric.update(MetricBatch(part, sae.decode(piece), piece, None, sae.order(part, k_max)))
+        metric.update(MetricBatch(part, sae.decode(piece), piece, None, sae.order(sae.read(part), k_max)))
         start += len(part)
     return json.loads(json.dumps(metric.result(), allow_nan=False))
 
 
 def errors_of(sae: SAE, x: Tensor, k_max: int) -> tuple[Ordered, Tensor]:
-    order = sae.order(x, k_max)
+    order = sae.order(sae.read(x), k_max)
     return order, prefix_errors(x - sae.b_dec, sae.W_dec, *order)
 
 
@@ -137,7 +137,7 @@ def test_frozen_codes_are_prefixes_and_what_follows_is_by_hand(config) -> None:
 
 def test_a_code_out_of_order_shows() -> None:
     sae, x = small(MutualChoiceConfig.for_k(6), 50)
-    order = sae.order(x, WIDTH)
+    order = sae.order(sae.read(x), WIDTH)
     code = split(Ordered(order.features[:, 3:], order.values[:, 3:]), torch.full((50,), 4))
     result = measured(sae, x, code)
     fvu = float((x - sae.decode(code)).square().sum() / (x - x.mean(0)).square().sum())
@@ -183,6 +183,6 @@ def test_a_block_without_an_order_is_refused() -> None:
     with pytest.raises(InvalidInput, match="order"):
         Oracle(sae.W_dec, sae.b_dec).update(MetricBatch(x, sae.decode(code), code))
     with pytest.raises(InvalidInput, match="order of 3 tokens"):
-        MetricBatch(x, sae.decode(code), code, None, sae.order(x[:3], 5))
+        MetricBatch(x, sae.decode(code), code, None, sae.order(sae.read(x[:3]), 5))
     with pytest.raises(InvalidInput, match="0 tokens"):
         Oracle(sae.W_dec, sae.b_dec).result()
