@@ -32,8 +32,8 @@ class Oracle(Metric):
       because curves were thinned; 0 up to 2^20 steps of them.
     - ``allocation_efficiency`` = (``fvu_uniform`` - FVU) / (``fvu_uniform`` - ``fvu_oracle``); ``None`` where one
       k for all is the best, and where L0 is more than one k of k_max gives.
-    - ``fvu_in_order``: the method's k per token, its features taken from the order. Another number than FVU means
-      that the code is no prefix of its order, and then the efficiency is not about k alone.
+    - ``fvu_in_order``: the method's k per token, its features taken from the order. Where no code has more than
+      k_max, another number than FVU means that codes are no prefixes, and the efficiency is not about k alone.
     - ``oracle_price``: what one more feature per token would take off ``fvu_oracle``.
     - ``oracle_l0``, ``oracle_l0_std``, ``oracle_l0_min``, ``oracle_l0_max``: features per token of the best
       split; ``k_correlation``: Spearman's, over tokens, of the method's k with it. These are over
