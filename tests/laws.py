@@ -239,6 +239,22 @@ def rounding_unchooses_nothing(config: AllocatorConfig) -> None:
     assert torch.equal(alone, whole.counts())
 
 
+def codes_are_prefixes_of_their_order(config: AllocatorConfig) -> None:
+    """What a frozen rule gives a token begins that token's order, which goes on to all that it could give."""
+    sae, _ = calibrated(config)
+    sae = sae.to(torch.float64)
+    x = inputs(400, dtype=torch.float64)
+    trace = sae.read(x)
+    code = trace.code.to_dense()
+    features, values = sae.order(trace, sae.d_sae)
+    positive = torch.bincount(trace.pre.above(0.0).rows, minlength=len(x))
+    assert ((values > 0).sum(1) <= positive).all() and (values[:, :-1] >= 0).all()
+    assert ((values > 0).int().diff(dim=1) <= 0).all(), "nothing comes after the last"
+    prefix = torch.arange(sae.d_sae) < (code > 0).sum(1)[:, None]
+    assert torch.equal(torch.zeros_like(code).scatter_add(1, features, values * prefix), code)
+    assert torch.equal(sae.order(trace, 5).features, features[:, :5])
+
+
 def freezing_copies(config: AllocatorConfig) -> None:
     """freeze makes a new module, leaves the old one alone, and freezing again changes nothing."""
     sae = trained(config)
@@ -369,6 +385,7 @@ LAWS: list[Law] = [
     sparse_path_equals_dense_path,
     frozen_looks_at_no_other_row,
     rounding_unchooses_nothing,
+    codes_are_prefixes_of_their_order,
     freezing_copies,
     saving_is_exact,
     resuming_is_exact,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from apportion.affinities import DenseAffinities, SettledAffinities
+from apportion.affinities import DenseAffinities, Pairs, SettledAffinities
 from apportion.allocators import TokenChoiceConfig
 from apportion.errors import InvalidInput, NonFiniteActivations
 
@@ -57,6 +57,13 @@ def test_narrow_answers_for_its_rows_and_features_only(which):
     assert torch.equal(part.dense() > 0, block > 0)
     with pytest.raises(InvalidInput):
         part.narrow(rows[:1], features)
+    shift = torch.linspace(0, 3, 96)
+    ordered = part.ordered(96, shift)
+    for row, (names, values) in enumerate(zip(*ordered, strict=True)):
+        score = {f: float(block[row, f] - shift[f]) for f in features.tolist() if block[row, f] > 0}
+        assert names[: len(score)].tolist() == sorted(score, key=lambda f: -score[f])
+        assert torch.equal(values[: len(score)], block[row, names[: len(score)]])
+        assert not values[len(score) :].any()
 
 
 def test_activations_that_are_not_finite_are_refused_by_row():
@@ -64,6 +71,15 @@ def test_activations_that_are_not_finite_are_refused_by_row():
     x[5, 2] = float("nan")
     with pytest.raises(NonFiniteActivations, match="row 5"):
         sae.encode(x)
+
+
+def test_read_is_encode_and_decode_with_the_affinities_behind_them():
+    sae, x = make_sae(TokenChoiceConfig.for_k(4)), inputs(30)
+    for rows in (x, x.half()):
+        trace, code = sae.read(rows), sae.encode(rows)
+        assert torch.equal(trace.code.to_dense(), code.to_dense())
+        assert torch.equal(trace.x_hat, sae.decode(code))
+        assert torch.equal(trace.pre.at(Pairs(code.rows, code.indices)), code.values)
 
 
 def test_a_large_k_is_rounded_exactly_whatever_the_default_type():

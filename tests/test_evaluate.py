@@ -18,9 +18,12 @@ from torch import Tensor
 from apportion.activations.contexts import Contexts, batch_windows, windows_of
 from apportion.activations.models import LoadedModel, load_model
 from apportion.activations.source import Batch, Source, Split, Stream
+from apportion.allocators import TokenChoiceConfig
 from apportion.code import Code
 from apportion.errors import InvalidInput, NonFiniteActivations
 from apportion.evaluate import evaluate, reblock
+
+from .conftest import make_sae
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 MODULE = "gpt_neox.layers.3"
@@ -142,6 +145,24 @@ def test_against_naive_and_as_json() -> None:
     assert sum(result["l0_histogram"]) == 1500
     assert result["density_zero"] + sum(result["density_histogram"]) == 24
     assert json.loads(json.dumps(result, allow_nan=False)) == result
+
+
+def test_the_oracle_is_asked_for_and_changes_nothing_else() -> None:
+    sae, x = make_sae(TokenChoiceConfig.for_k(5), d_in=8), rows(1500)
+    plain, both = evaluate(sae, Rows(x)), evaluate(sae, Rows(x, block=100), oracle=30)
+    assert both["allocation_efficiency"] == pytest.approx(0, abs=1e-4)
+    assert both["fvu_in_order"] == pytest.approx(plain["fvu"]) == both["fvu"]
+    assert (both["k_max"], both["oracle_tokens"]) == (30, 1500)
+    assert plain.keys() < both.keys()
+    assert all(both[key] == plain[key] for key in plain if key != "tokens_per_s")
+    assert json.loads(json.dumps(both, allow_nan=False)) == both
+
+
+def test_the_oracle_needs_an_order_of_at_least_one_feature() -> None:
+    with pytest.raises(InvalidInput, match="a Dense does not say in which order"):
+        evaluate(Dense(), Rows(rows(100)), oracle=30)
+    with pytest.raises(InvalidInput, match="order of 0 features"):
+        evaluate(make_sae(TokenChoiceConfig.for_k(5), d_in=8), Rows(rows(100)), oracle=0)
 
 
 def test_limit_measures_the_first_rows() -> None:

@@ -12,7 +12,7 @@ ap.evaluate(sae, source)                  # the measures, on held-out tokens
 from importlib.metadata import version
 
 from .activations import LiveSource, Source, StoreSource, SyntheticConfig, SyntheticSource, TensorSource
-from .affinities import Affinities, Pairs
+from .affinities import Affinities, Ordered, Pairs
 from .allocators import Allocation, Allocator, AllocatorConfig, code_at
 from .budgets import Budget, BudgetConfig
 from .clock import END, Clock
@@ -47,6 +47,7 @@ __all__ = [
     "LiveSource",
     "Objective",
     "ObjectiveConfig",
+    "Ordered",
     "Pairs",
     "RunConfig",
     "SAEConfig",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Iterator
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,17 +18,37 @@ from .clock import END, Clock
 from .errors import InvalidInput
 from .ops.contend import first_in_columns, first_of_all
 from .ops.rectified import rectified_means, weigh
-from .ops.select import Everything, Pairs, entries_above, select_batch, select_rows
+from .ops.select import Everything, Pairs, entries_above, first_in_rows, select_batch, select_rows
 from .ops.select_columns import select_columns
 from .ops.settle import error_band, exact_rows, exact_values, settled_above, settled_rows
 from .ops.soft_top_k import SoftPairs, soft_pairs
 from .trace import Dictionary
 from .world import SOLO, World
 
-__all__ = ["Affinities", "DenseAffinities", "Everything", "Pairs", "Scope", "SettledAffinities", "Survey"]
+__all__ = [
+    "Affinities",
+    "DenseAffinities",
+    "Everything",
+    "Ordered",
+    "Pairs",
+    "Scope",
+    "SettledAffinities",
+    "Survey",
+]
 
 Scope = Literal["rank", "global"]
 """Whose tokens compete: those of this process, or those of all processes."""
+
+
+class Ordered(NamedTuple):
+    """Each token's first features in some order, the first one first.
+
+    Both [n, k]: ``features`` int64, ``values`` what they get if chosen, detached. A token that has fewer features
+    ends in zeros.
+    """
+
+    features: Tensor
+    values: Tensor
 
 
 class Affinities(abc.ABC):
@@ -56,6 +76,13 @@ class Affinities(abc.ABC):
     @abc.abstractmethod
     def top_gained(self, k: Tensor, gain: Tensor) -> Pairs:
         """The ``k[b]`` largest of every row after each feature is multiplied by ``gain [d_sae]``, at least 0."""
+
+    @abc.abstractmethod
+    def ordered(self, k: int, shift: Tensor | None = None, least: Tensor | None = None) -> Ordered:
+        """The first ``k`` of every row by falling pre-activation less ``shift [d_sae]``; at most all features.
+
+        Only affinities above ``least [d_sae]`` take part.
+        """
 
     @abc.abstractmethod
     def top_batch(self, m: int, scope: Scope = "rank") -> Pairs:
@@ -173,6 +200,11 @@ class DenseAffinities(Affinities):
 
     def top_gained(self, k: Tensor, gain: Tensor) -> Pairs:
         return self._named(select_rows(self._pre * self._columns(gain), k))
+
+    def ordered(self, k: int, shift: Tensor | None = None, least: Tensor | None = None) -> Ordered:
+        shift, least = (None if t is None else self._columns(t) for t in (shift, least))
+        columns, values = first_in_rows(self._pre, min(k, self._pre.shape[1]), shift, least)
+        return Ordered(columns if self._features is None else self._features[columns], values)
 
     def top_batch(self, m: int, scope: Scope = "rank") -> Pairs:
         local = select_batch(self._pre, m)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,8 @@ from .activations.capture import patched
 from .activations.contexts import Contexts
 from .activations.models import LoadedModel
 from .activations.source import BLOCK_ROWS, Batch, Source, Split
+from .affinities import Ordered
+from .code import Code
 from .errors import InvalidInput
 from .metrics import (
     CausalDownstream,
@@ -22,10 +24,13 @@ from .metrics import (
     EncoderDownstream,
     FeatureDensity,
     Json,
+    Metric,
     MetricBatch,
+    Oracle,
     Reconstruction,
     Sparsity,
 )
+from .trace import Dictionary, Trace
 
 CAUSAL_CONTEXTS, ENCODER_CONTEXTS = 8, 32
 """Contexts that a patched model reads at once: three sets of logits, or of hidden states, are held together."""
@@ -42,6 +47,21 @@ class ContextSource(Protocol):
     def contexts(self, split: Split, batch_size: int, limit_rows: int | None = None) -> Iterator[Contexts]: ...
 
 
+@runtime_checkable
+class InOrder(Protocol):
+    """A dictionary that says in which order each token would take its features."""
+
+    def read(self, x: Tensor, /) -> Trace: ...
+
+    def order(self, trace: Trace, k: int, /) -> Ordered: ...
+
+    def dictionary(self) -> Dictionary: ...
+
+
+_Reading: TypeAlias = tuple[Code, Tensor, Callable[[], Ordered | None]]
+"""A block's code, its reconstruction, and what gives its order."""
+
+
 def evaluate(
     sae: Codec,
     source: Source,
@@ -50,6 +70,7 @@ def evaluate(
     split: Split = "evaluate",
     model: LoadedModel | None = None,
     downstream_limit: int | None = 16_384,
+    oracle: int | None = None,
     progress: bool = False,
 ) -> dict[str, Json]:
     """The measures of ``apportion.metrics`` for ``sae`` on a held-out part of ``source``.
@@ -63,6 +84,8 @@ def evaluate(
         model: the model that ``source`` was captured from. With it, the module's kept positions are
             replaced by reconstructions and by zeros, and what that does to the output is measured too.
         downstream_limit: rows for that (a context is always finished), at most ``limit``; ``None`` for all.
+        oracle: also measure how well the rule spends its budget, beside the best split with up to so many
+            features per token, such as 256; ``None`` for not at all.
         progress: show a bar on stderr.
 
     Returns:
@@ -70,13 +93,14 @@ def evaluate(
         ``l0``, ``l0_se``, ``l0_std``, ``l0_min``, ``l0_max``, ``l0_histogram``, ``fvu``,
         ``explained_variance``, ``cosine``, ``never_fires``, ``density_zero``, ``density_log10_edges``,
         ``density_histogram``, ``density_gini``; then ``tokens_per_s`` (encode and decode, wall time). With
-        ``model`` those of ``CausalDownstream`` (``downstream_tokens``, ``ce_clean``, ``ce_patched``,
-        ``ce_zero``, ``ce_score``, ``kl``) if it predicts next tokens, else of ``EncoderDownstream``
-        (``downstream_tokens``, ``hidden_error``, ``hidden_error_zero``).
+        ``oracle`` those of ``Oracle``: ``allocation_efficiency`` and what it comes from. With ``model`` those of
+        ``CausalDownstream`` (``downstream_tokens``, ``ce_clean``, ``ce_patched``, ``ce_zero``, ``ce_score``,
+        ``kl``) if it predicts next tokens, else of ``EncoderDownstream`` (``downstream_tokens``,
+        ``hidden_error``, ``hidden_error_zero``).
 
     Raises:
         InvalidInput: widths differ, there are no rows or they are all equal, or ``model`` was given and the
-            source has no contexts to feed it.
+            source has no contexts to feed it, or ``oracle`` and the SAE names no order.
         NonFiniteActivations: activations or reconstructions are NaN or infinite.
     """
     if source.d_in != sae.d_in:
@@ -90,7 +114,7 @@ def evaluate(
             "leave the model out or evaluate on a store of captured text"
         )
     with torch.no_grad():
-        result = _on_activations(sae, source, split, limit, progress)
+        result = _on_activations(sae, source, split, limit, oracle, progress)
         if model is not None and isinstance(source, ContextSource):
             limits = [rows for rows in (limit, downstream_limit) if rows is not None]
             result |= _in_model(sae, source, model, split, min(limits, default=None), progress)
@@ -140,10 +164,11 @@ def _join(batches: list[Batch]) -> Batch:
 
 
 def _on_activations(
-    sae: Codec, source: Source, split: Split, limit: int | None, progress: bool
+    sae: Codec, source: Source, split: Split, limit: int | None, oracle: int | None, progress: bool
 ) -> dict[str, Json]:
     device = _device(sae)
-    metrics = (Sparsity(), Reconstruction(), FeatureDensity(sae.d_sae))
+    read, best = _reader(sae, oracle)
+    metrics: list[Metric] = [Sparsity(), Reconstruction(), FeatureDensity(sae.d_sae), *best]
     blocks = tqdm(
         reblock(source.blocks(split, limit)),
         desc="evaluate",
@@ -155,12 +180,12 @@ def _on_activations(
     for block in blocks:
         x = block.x.to(device)
         began = _now(device)
-        code = sae.encode(x)
-        x_hat = sae.decode(code)
+        code, x_hat, order = read(x)
         seconds += _now(device) - began
         tokens += len(x)
+        measured = MetricBatch(x, x_hat, code, block.document, order())
         for metric in metrics:
-            metric.update(MetricBatch(x, x_hat, code, block.document))
+            metric.update(measured)
     if tokens == 0:
         raise InvalidInput(
             f"the part {split!r} of the source gave no rows (limit {limit}), at least 2 are needed; "
@@ -168,6 +193,29 @@ def _on_activations(
         )
     result = {key: value for metric in metrics for key, value in metric.result().items()}
     return result | {"tokens_per_s": tokens / max(seconds, 1e-9)}
+
+
+def _reader(sae: Codec, k_max: int | None) -> tuple[Callable[[Tensor], _Reading], list[Metric]]:
+    """What encodes and decodes a block, and the oracle if it was asked for."""
+    if k_max is None:
+
+        def plainly(x: Tensor) -> _Reading:
+            code = sae.encode(x)
+            return code, sae.decode(code), lambda: None
+
+        return plainly, []
+    if not isinstance(sae, InOrder):
+        raise InvalidInput(
+            f"an oracle was asked for but a {type(sae).__name__} does not say in which order it takes features; "
+            "leave the oracle out or pass an SAE"
+        )
+
+    def in_order(x: Tensor) -> _Reading:
+        trace = sae.read(x)
+        return trace.code, trace.x_hat, lambda: sae.order(trace, k_max)
+
+    dictionary = sae.dictionary()
+    return in_order, [Oracle(dictionary.W_dec, dictionary.b_dec)]
 
 
 def _in_model(

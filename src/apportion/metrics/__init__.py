@@ -16,6 +16,7 @@ from .baselines import Pca, fit_pca, pca_fvu
 from .correlation import spearman
 from .downstream import CausalDownstream, EncoderDownstream
 from .features import FeatureDensity
+from .oracle import Oracle
 from .reconstruction import Reconstruction
 from .sparsity import Sparsity
 from .truth import recovered
@@ -28,6 +29,7 @@ __all__ = [
     "Json",
     "Metric",
     "MetricBatch",
+    "Oracle",
     "Pca",
     "Reconstruction",
     "Sparsity",

@@ -11,6 +11,7 @@ from typing import Protocol, TypeAlias
 import torch
 from torch import Tensor
 
+from ..affinities import Ordered
 from ..code import Code
 from ..errors import InvalidInput, NonFiniteActivations
 
@@ -40,6 +41,7 @@ class MetricBatch:
         x, x_hat: [n, d_in] activations and their reconstructions, any float type.
         code: the code of the n tokens.
         document: [n] int64, the document of each token; ``None`` if unknown.
+        order: the first features of each token in the order of its rule; ``None`` if nobody asked.
 
     Raises:
         InvalidInput: the parts do not describe the same n tokens.
@@ -49,14 +51,17 @@ class MetricBatch:
     x_hat: Tensor
     code: Code
     document: Tensor | None = None
+    order: Ordered | None = None
 
     def __post_init__(self) -> None:
         n = len(self.x)
         rows = n if self.document is None else len(self.document)
-        if self.x.dim() != 2 or self.x.shape != self.x_hat.shape or self.code.n != n or rows != n:
+        ordered = n if self.order is None else len(self.order.features)
+        sizes = {n, self.code.n, rows, ordered}
+        if self.x.dim() != 2 or self.x.shape != self.x_hat.shape or len(sizes) > 1:
             raise InvalidInput(
-                f"x {list(self.x.shape)}, x_hat {list(self.x_hat.shape)}, a code of {self.code.n} tokens and "
-                f"{rows} document numbers do not describe the same tokens; "
+                f"x {list(self.x.shape)}, x_hat {list(self.x_hat.shape)}, a code of {self.code.n} tokens, "
+                f"{rows} document numbers and the order of {ordered} tokens do not describe the same tokens; "
                 "pass [n, d_in] twice and n of the others"
             )
 

@@ -141,6 +141,37 @@ def select_rows(a: Tensor, k: Tensor) -> Pairs:
     return pairs.take(rank < k[pairs.rows])
 
 
+def first_in_rows(
+    a: Tensor, k: int, shift: Tensor | None = None, least: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Columns and values, [n, k] each, of every row's first ``k`` positive entries by falling ``a - shift``.
+
+    A row with fewer ends in zeros.
+
+    Args:
+        a: [n, d_sae], finite.
+        k: 1 to d_sae.
+        shift: [d_sae]; None for 0.
+        least: [d_sae] what an entry must exceed to count, besides 0; None for nothing.
+    """
+    n, score = len(a), a
+    if shift is not None or least is not None:
+        bound = a.new_zeros(()) if least is None else least.clamp(min=0)
+        score = torch.where(a > bound, a if shift is None else a - shift, -torch.inf)
+    columns = torch.zeros(n, k, dtype=torch.int64, device=a.device)
+    values = a.new_zeros(n, k)
+    if n == 0:
+        return columns, values
+    bound = kth_bound(score, torch.full((n,), k, device=a.device))
+    floor = torch.nextafter(bound, bound.new_tensor(-torch.inf))
+    pairs = entries_above(score, floor.clamp(min=0) if shift is None else floor)
+    place = rank_in_rows(pairs, pairs.of(score), n)
+    first = (place < k).nonzero()[:, 0]
+    at = pairs.rows[first], place[first]
+    columns[at], values[at] = pairs.features[first], pairs.of(a)[first]
+    return columns, values
+
+
 def select_batch(a: Tensor, m: int) -> Pairs:
     """The ``m`` largest entries of the whole matrix ``a [n, d_sae]`` (all positive ones, if there are fewer)."""
     if m <= 0 or a.numel() == 0:
