@@ -14,7 +14,6 @@ from torch import Tensor
 
 from ..clock import Clock
 from ..errors import InvalidConfig
-from ..objectives import ReconstructionConfig
 from ..recipes import adjusted, find_recipe
 from ..spans import listening
 from ..training import Run, RunConfig, train_step
@@ -62,7 +61,7 @@ def bench_step(
     for name in recipes:
         config = adjusted(find_recipe(name).make(d_in, d_sae, k, 0), name, settings, recipes)
         runs[name] = _prepared(config, x, dead=0.0)
-        extra = [o.build().name for o in config.objectives if not isinstance(o, ReconstructionConfig)]
+        extra = [objective.build().name for objective in config.objectives if objective.auxiliary]
         if extra:
             runs["+".join([name, *extra])] = _prepared(config, x, dead=aux_dead)
     floors = products(x, d_sae)
@@ -107,7 +106,7 @@ def _row(
 
 def _prepared(config: RunConfig, x: Tensor, dead: float) -> Run:
     """A run a step or so in, with a share of its features dead; auxiliary losses only where something is."""
-    objectives = config.objectives if dead else (ReconstructionConfig(),)
+    objectives = tuple(objective for objective in config.objectives if dead or not objective.auxiliary)
     # No feature crosses this age by itself; those that are to be dead are put beyond it before every step.
     run = Run(config.model_copy(update={"objectives": objectives, "dead_after": _OLD}), x.mean(0))
     run.firing.age[: round(dead * config.sae.d_sae)] = _OLD
@@ -120,7 +119,8 @@ def _one_step(run: Run, x: Tensor) -> float:
     """Seconds of a step with the same features dead as before it, whether or not it makes them fire."""
     dead, density = run.firing.dead(), run.firing.density.clone()
     seconds, result = timed(lambda: train_step(run, x, _CLOCK))
-    assert (len(run.objectives) > 1) == bool(dead.any()) and len(result.losses) >= len(run.objectives)
+    auxiliary = any(objective.auxiliary for objective in run.config.objectives)
+    assert auxiliary == bool(dead.any()) and len(result.losses) >= len(run.objectives)
     run.firing.age.masked_fill_(dead, _OLD)
     run.firing.density.copy_(density)
     return seconds

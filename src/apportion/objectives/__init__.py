@@ -9,6 +9,7 @@ from .aux_k import AuxK, AuxKConfig
 from .aux_zipf import AuxZipf, AuxZipfConfig
 from .base import Objective, ObjectiveConfig
 from .l1 import L1, L1Config
+from .nested import Nested, NestedConfig, Sampled
 from .reconstruction import Reconstruction, ReconstructionConfig
 
 __all__ = [
@@ -18,10 +19,13 @@ __all__ = [
     "AuxZipf",
     "AuxZipfConfig",
     "L1Config",
+    "Nested",
+    "NestedConfig",
     "Objective",
     "ObjectiveConfig",
     "Reconstruction",
     "ReconstructionConfig",
+    "Sampled",
 ]
 
 import_siblings(__name__, __path__)
