@@ -346,6 +346,58 @@ def observe_is_the_only_writer(config: AllocatorConfig) -> None:
     assert same_code(frozen.encode(x), restored.encode(x))
 
 
+def cutting_is_choosing_among_the_first(config: AllocatorConfig) -> None:
+    """The first n features under the cut rule: what the whole rule chooses when no token wants any other."""
+    sae = calibrated(config)[0].to(torch.float64)
+    sae.metadata["calibration"] = {"l0": 8.0}
+    before = state_of(sae)
+    for n in (40, 95):
+        cut = sae.prefix(n)
+        alone = copy.deepcopy(sae)
+        with torch.no_grad():
+            alone.encoder.bias[n:] = -1e9
+        x = inputs(300, dtype=torch.float64)
+        got, want = cut.encode(x), alone.encode(x)
+        assert cut.d_sae == cut.config.d_sae == got.d_sae == n and got.nnz > 0
+        assert torch.equal(got.indices, want.indices) and torch.equal(got.offsets, want.offsets)
+        torch.testing.assert_close(got.values, want.values, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(cut.decode(got), sae.decode(want), rtol=1e-12, atol=1e-12)
+        assert cut.metadata["cut_from"] == {"d_sae": 96, "calibration": {"l0": 8.0}}
+        with torch.no_grad():
+            for tensor in cut.state_dict().values():
+                tensor += 1 if tensor.is_floating_point() else 0
+    assert unchanged(before, sae) and "cut_from" not in sae.metadata
+
+
+def a_cut_sae_is_an_sae(config: AllocatorConfig) -> None:
+    """It is calibrated, folded, saved and loaded like any other, and cut again; a cut of nothing is a copy."""
+    import tempfile
+
+    whole, _ = calibrated(config)
+    cut, calibration = whole.prefix(60).prefix(48).calibrate(lambda: iter(held_out()), K)
+    assert abs(calibration.l0 - K) <= 1e-3 * K or calibration.short > 0
+    x = inputs(40)
+    with tempfile.TemporaryDirectory() as place:
+        save_sae(cut.fold(4.0), place)
+        again = load_sae(place)
+    assert same_code(again.encode(x / 4), cut.fold(4.0).encode(x / 4))
+    assert torch.equal(again.encode(x / 4).indices, cut.encode(x).indices)
+    assert again.metadata["cut_from"]["cut_from"] == {"d_sae": 96}
+    same = whole.prefix(96)
+    assert same.config == whole.config and same.metadata == whole.metadata
+    assert unchanged(state_of(whole), same) and same.allocator is not whole.allocator
+
+
+def a_rule_in_training_can_be_cut(config: AllocatorConfig) -> None:
+    """Also before it is frozen, and it trains on."""
+    sae = trained(config).prefix(48)
+    x = inputs(64)
+    trace = sae.trace(x, target=target_of(x))
+    assert trace.code.d_sae == 48 and sae.freeze().encode(x).nnz > 0
+    trace.x_hat.square().sum().backward()
+    sae.allocator.observe(trace, sae.dictionary(), Firing(48))
+
+
 def leading_shapes_are_kept(config: AllocatorConfig) -> None:
     """``[B, L, d]`` works as ``[B * L, d]`` does, for frozen rules, as do no rows and a single one."""
     sae, _ = calibrated(config)
@@ -392,6 +444,9 @@ LAWS: list[Law] = [
     precision_is_kept,
     folding_the_scale_is_exact,
     observe_is_the_only_writer,
+    cutting_is_choosing_among_the_first,
+    a_cut_sae_is_an_sae,
+    a_rule_in_training_can_be_cut,
     leading_shapes_are_kept,
     zeros_in_give_a_code,
     traces_are_traces,

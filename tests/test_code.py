@@ -51,6 +51,17 @@ def test_restrict_keeps_chosen_features_and_their_numbers():
         Code.from_dense(z).restrict([10])
 
 
+def test_bands_hold_the_entries_of_their_features_in_order():
+    z = dense(6, 10, 0.4, 2).reshape(2, 3, 10)
+    split = Code.from_dense(z).in_bands(torch.tensor([1, 4, 10]))
+    assert split.shape == (2, 3, 3) and split.d_sae == 10
+    want = torch.zeros(2, 3, 3, 10)
+    for band, (low, high) in enumerate([(0, 1), (1, 4), (4, 10)]):
+        want[:, :, band, low:high] = z[..., low:high]
+    assert torch.equal(split.to_dense(), want)
+    assert torch.equal(split.values, Code.from_dense(z).values)
+
+
 def test_restrict_takes_a_mask_and_no_other_type():
     z = dense(6, 10, 0.7, 1)
     mask = torch.zeros(10, dtype=torch.bool)

@@ -7,6 +7,7 @@ code = sae.encode(x)                      # x: [..., d_in] -> Code, ragged and s
 x_hat = sae.decode(code)
 ap.train(configs, source, out)            # many SAEs on one stream
 ap.evaluate(sae, source)                  # the measures, on held-out tokens
+ap.calibrate(sae.prefix(n), source)       # the first n features, meeting k again
 """
 
 from importlib.metadata import version
@@ -15,6 +16,7 @@ from .activations import LiveSource, Source, StoreSource, SyntheticConfig, Synth
 from .affinities import Affinities, Ordered, Pairs
 from .allocators import Allocation, Allocator, AllocatorConfig, code_at
 from .budgets import Budget, BudgetConfig
+from .calibrate import calibrate
 from .clock import END, Clock
 from .code import Code
 from .errors import ApportionError
@@ -58,6 +60,7 @@ __all__ = [
     "TensorSource",
     "Trace",
     "TrainConfig",
+    "calibrate",
     "code_at",
     "evaluate",
     "load",

@@ -114,6 +114,17 @@ class Code:
         smaller = Code.from_pairs(self.rows[kept], self.indices[kept], self.values[kept], self.n, self.d_sae)
         return smaller.reshape(self.shape)
 
+    def in_bands(self, ends: Tensor) -> Code:
+        """The same entries, each token's sorted into bands of features: leading shape ``(..., P)``.
+
+        Args:
+            ends: [P] int64, the first feature after each band; ascending, the last ``d_sae``.
+        """
+        band = torch.bucketize(self.indices, ends, right=True)
+        rows = self.rows * len(ends) + band
+        split = Code.from_pairs(rows, self.indices, self.values, self.n * len(ends), self.d_sae)
+        return split.reshape((*self.shape, len(ends)))
+
     def reshape(self, shape: Sequence[int]) -> Code:
         """The same tokens under another leading shape of equal product."""
         if prod(shape) != self.n:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -206,13 +207,31 @@ class SAE(nn.Module):
     def with_allocator(self, allocator: Allocator) -> SAE:
         """A copy of encoder and decoder under another rule."""
         config = self.config.model_copy(update={"allocator": allocator.config})
-        other = SAE(config, copy.deepcopy(self.metadata))
-        other.allocator = allocator
-        other.to(device=self.device, dtype=self.dtype)
-        with torch.no_grad():
-            for mine, theirs in zip(self._own(), other._own(), strict=True):
-                theirs.copy_(mine)
-        return other.requires_grad_(self.b_dec.requires_grad)
+        return self._with(config, allocator, copy.deepcopy(self.metadata))
+
+    @torch.no_grad()
+    def prefix(self, n: int) -> SAE:
+        """The SAE of the first ``n`` features, under the same rule over these alone; a copy that shares nothing.
+
+        With fewer features to choose from the rule spends another L0: ``ap.calibrate`` fits it anew. The metadata
+        say under ``cut_from`` what it was cut from; the calibration of the whole stands there too.
+
+        Raises:
+            InvalidInput: ``n`` is out of range, or less than k.
+        """
+        if isinstance(n, bool) or not isinstance(n, int) or not 0 < n <= self.d_sae:
+            raise InvalidInput(
+                f"a prefix of {n} features is not within 1 to d_sae = {self.d_sae}; choose another"
+            )
+        if n < self.k:
+            raise InvalidInput(f"{n} features have no room for k = {self.k:g}; keep {math.ceil(self.k)} or more")
+        if n == self.d_sae:
+            return copy.deepcopy(self)
+        rule = self.allocator.cut(n, d_in=self.d_in)
+        metadata = copy.deepcopy(self.metadata)
+        of_the_whole = {key: metadata.pop(key) for key in ("calibration", "cut_from") if key in metadata}
+        metadata["cut_from"] = {"d_sae": self.d_sae, **of_the_whole}
+        return self._with(SAEConfig(d_in=self.d_in, d_sae=n, allocator=rule.config), rule, metadata)
 
     def calibrate(self, blocks: Callable[[], Any], k: float) -> tuple[SAE, Calibration]:
         """Fit the frozen rule so that it spends ``k`` per token on held-out rows.
@@ -241,6 +260,16 @@ class SAE(nn.Module):
         folded.b_dec.div_(scale)
         folded.allocator.fold(scale)
         return folded
+
+    def _with(self, config: SAEConfig, allocator: Allocator, metadata: dict[str, Any]) -> SAE:
+        """A copy of encoder and decoder, as far as ``config`` has features, under a rule built for it."""
+        other = SAE(config, metadata)
+        other.allocator = allocator
+        other.to(device=self.device, dtype=self.dtype)
+        with torch.no_grad():
+            for mine, theirs in zip(self._own(), other._own(), strict=True):
+                theirs.copy_(mine[: len(theirs)])
+        return other.requires_grad_(self.b_dec.requires_grad).train(self.training)
 
     def _own(self) -> list[Tensor]:
         return [self.encoder.weight, self.encoder.bias, self.W_dec, self.b_dec]

@@ -12,6 +12,7 @@ from .clock import Clock
 from .code import Code
 from .ops.decode import decode
 from .ops.encode_at import encode_at, encode_whole
+from .ops.nested_error import nested_error
 
 if TYPE_CHECKING:
     from .affinities import Affinities
@@ -57,6 +58,11 @@ class Dictionary:
         """[n, d_in]: the weighted sum of directions, plus ``b_dec`` unless ``bias`` is false."""
         into = self.W_dec.grad if self.accumulate else None
         return decode(code, self.W_dec, self.b_dec if bias else None, into)
+
+    def nested_error(self, x: Tensor, code: Code, ends: Tensor) -> Tensor:
+        """[]: |x - x_hat|^2 summed over tokens and over the prefixes that ``ends`` names. See ``ops``."""
+        into = self.W_dec.grad if self.accumulate else None
+        return nested_error(x, code, self.W_dec, self.b_dec, ends, into)
 
     def encode_whole(self, x: Tensor, centred: Tensor, pre: Tensor) -> Tensor:
         """Known pre-activations ``pre [n, d_sae]``, made differentiable. See ``ops.encode_at``."""

@@ -9,6 +9,7 @@ import pytest
 from apportion.bench.step import PARTS, bench_step
 from apportion.cli import main
 from apportion.errors import InvalidConfig
+from apportion.training import Run
 
 
 def test_rows_and_parts():
@@ -32,6 +33,17 @@ def test_aux_is_really_computed_in_its_row():
         bench_step(["token_choice"], rounds=0)
 
 
+def test_what_stands_in_place_of_reconstruction_is_in_every_row(monkeypatch):
+    from apportion.bench import step
+
+    prepared = []
+    monkeypatch.setattr(step, "Run", lambda config, b_dec: prepared.append(config) or Run(config, b_dec))
+    rows = bench_step(["matryoshka"], d_in=32, d_sae=256, k=4, batch=64, rounds=2)
+    assert [row["recipe"] for row in rows] == ["matryoshka", "matryoshka+aux_k"]
+    kinds = [[objective.kind for objective in config.objectives] for config in prepared]
+    assert kinds == [["nested"], ["nested", "aux_k"]]
+
+
 def test_the_command_prints_json(capsys):
     sizes = ["--d-in", "32", "--d-sae", "256", "--k", "4", "--batch", "64", "--rounds", "2"]
     assert main(["bench", "step", "--recipe", "token_choice", *sizes, "--json"]) == 0
@@ -39,7 +51,7 @@ def test_the_command_prints_json(capsys):
     assert {"recipe", "step_s", "product_s", "ratio", "tokens_per_s"} <= set(rows[0])
 
 
-LIMITS = {"token_choice": 1.6, "mutual_choice": 1.6, "soft_sae": 1.9, "feature_choice": 1.8}
+LIMITS = {"token_choice": 1.6, "mutual_choice": 1.6, "soft_sae": 1.9, "feature_choice": 1.8, "matryoshka": 1.8}
 
 
 @pytest.mark.slow

@@ -40,6 +40,18 @@ TRAIN = {
     "set of another type": (["--set", "token_choice.lr.peak=high"], r"'lr\.peak' = 'high'"),
     "set unknown kind": (["--set", "token_choice.allocator.kind=topp"], r"kind 'topp'; nearest"),
     "set no loss": (["--set", "token_choice.objectives=[]"], r"no loss applies"),
+    "prefixes that do not increase": (
+        ["--recipe", "matryoshka", "--set", 'matryoshka.objectives=[{"kind":"nested","prefixes":[0.5,0.25]}]'],
+        r"the prefixes 0\.5, 0\.25 do not increase; give every one larger",
+    ),
+    "a prefix above d_sae": (
+        ["--recipe", "matryoshka", "--set", 'matryoshka.objectives=[{"kind":"nested","prefixes":[4,97]}]'],
+        r"a prefix of 97 features exceeds d_sae = 96; give at most",
+    ),
+    "prefixes that are no numbers": (
+        ["--recipe", "matryoshka", "--set", 'matryoshka.objectives=[{"kind":"nested","prefixes":"all"}]'],
+        r"prefixes.* = 'all'",
+    ),
     "set NaN": (["--set", "token_choice.lr.peak=NaN"], r"lr\.peak.* = nan: Input should be a finite number"),
     "module unknown": (["--module", "layer.9"], r"no module 'layer\.9'; choose one of: 'encoder\.layer\.0'"),
     "d_sae negative": (["--d-sae", "-5"], r"d_sae' = -5"),

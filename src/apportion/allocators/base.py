@@ -16,6 +16,7 @@ from ..clock import END, Clock
 from ..code import Code, MatrixCode
 from ..config import Kind
 from ..firing import Firing
+from ..ops.first_features import first_features
 from ..trace import Dictionary, Penalty, Trace
 from ..world import SOLO, World
 
@@ -122,6 +123,16 @@ class Allocator(nn.Module, abc.ABC):
     def freeze(self) -> Allocator:
         """The inference rule as last known: a new module, final, that couples no rows."""
 
+    def cut(self, n: int, *, d_in: int) -> Allocator:
+        """The same rule over the first ``n`` features: a new module that shares nothing.
+
+        A frozen one chooses what this one would if no token wanted any of the others. Tensors with an entry per
+        feature keep their first ``n``; a rule that needs more than that says so here.
+        """
+        other = self.config.build(d_in=d_in, d_sae=n)
+        other.load_state_dict(first_features(self.state_dict(), other.state_dict()), assign=True)
+        return other
+
     def calibrate(self, survey: Survey, k: float) -> Calibration:
         """A frozen rule fitted to spend ``k`` per token on the survey; this one only measures what it spends."""
         return measured(self, survey, k)
@@ -149,6 +160,14 @@ class Allotting(Allocator):
 
     def fold(self, scale: float) -> None:
         self.budget.fold(scale)
+
+    def cut(self, n: int, *, d_in: int) -> Allotting:
+        budget = self.budget.cut(n, d_in=d_in)
+        other = self.config.model_copy(update={"budget": budget.config}).build(d_in=d_in, d_sae=n)
+        assert isinstance(other, Allotting)
+        other.load_state_dict(first_features(self.state_dict(), other.state_dict()), assign=True)
+        other.budget = budget
+        return other
 
 
 def code_of(pre: Affinities, pairs: Pairs | Everything, values: Tensor) -> Code:

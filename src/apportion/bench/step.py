@@ -14,7 +14,6 @@ from torch import Tensor
 
 from ..clock import Clock
 from ..errors import InvalidConfig
-from ..objectives import ReconstructionConfig
 from ..recipes import adjusted, find_recipe
 from ..spans import listening
 from ..training import Run, RunConfig, train_step
@@ -46,7 +45,8 @@ def bench_step(
     Inputs are Gaussian. A step is everything: forward, backward, projection, clipping, Adam, renormalisation,
     ``observe`` and firing counts. The first row of a recipe is without auxiliary losses; where it has one there
     is a second, ``RECIPE+LOSS``, with densities on a Zipf curve and the share ``aux_dead`` of the features dead.
-    ``settings`` change a recipe, as ``RECIPE.FIELD=VALUE``.
+    A rule that comes to its k by a price is put there first, by a shift of the encoder's biases; a row of its
+    own, ``RECIPE, dense``, is of its first steps, when about half of the affinities are above zero. ``settings`` change a recipe, as ``RECIPE.FIELD=VALUE``.
 
     Returns:
         A row per recipe: ``recipe, step_s, product_s, ratio, tokens_per_s``; ``product_spread`` and ``noisy``
@@ -62,7 +62,10 @@ def bench_step(
     for name in recipes:
         config = adjusted(find_recipe(name).make(d_in, d_sae, k, 0), name, settings, recipes)
         runs[name] = _prepared(config, x, dead=0.0)
-        extra = [o.build().name for o in config.objectives if not isinstance(o, ReconstructionConfig)]
+        if runs[name].sae.trace(x).penalty is not None:
+            runs[f"{name}, dense"] = _prepared(config, x, dead=0.0)
+            _spend(runs[name], x, k)
+        extra = [objective.build().name for objective in config.objectives if objective.auxiliary]
         if extra:
             runs["+".join([name, *extra])] = _prepared(config, x, dead=aux_dead)
     floors = products(x, d_sae)
@@ -100,14 +103,14 @@ def _row(
     row["noisy"] = row["product_spread"] > NOISE
     if parts:
         row["parts"] = timed_parts(run, x, step)
-    if memory and "+" not in name:
+    if memory and not {"+", ","} & set(name):
         row["peak_over_affinities"] = peak_memory(run.config, batch)
     return row
 
 
 def _prepared(config: RunConfig, x: Tensor, dead: float) -> Run:
     """A run a step or so in, with a share of its features dead; auxiliary losses only where something is."""
-    objectives = config.objectives if dead else (ReconstructionConfig(),)
+    objectives = tuple(objective for objective in config.objectives if dead or not objective.auxiliary)
     # No feature crosses this age by itself; those that are to be dead are put beyond it before every step.
     run = Run(config.model_copy(update={"objectives": objectives, "dead_after": _OLD}), x.mean(0))
     run.firing.age[: round(dead * config.sae.d_sae)] = _OLD
@@ -116,11 +119,23 @@ def _prepared(config: RunConfig, x: Tensor, dead: float) -> Run:
     return run
 
 
+@torch.no_grad()
+def _spend(run: Run, x: Tensor, k: float) -> None:
+    """Shift all biases of the encoder by the number that brings L0 to ``k``."""
+    low, high = -float(run.sae.survey(x).peaks().max()), 0.0
+    start = run.sae.b_enc.clone()
+    for _ in range(20):
+        middle = (low + high) / 2
+        run.sae.b_enc.copy_(start + middle)
+        low, high = (middle, high) if run.sae.trace(x).code.nnz < k * len(x) else (low, middle)
+
+
 def _one_step(run: Run, x: Tensor) -> float:
     """Seconds of a step with the same features dead as before it, whether or not it makes them fire."""
     dead, density = run.firing.dead(), run.firing.density.clone()
     seconds, result = timed(lambda: train_step(run, x, _CLOCK))
-    assert (len(run.objectives) > 1) == bool(dead.any()) and len(result.losses) >= len(run.objectives)
+    auxiliary = any(objective.auxiliary for objective in run.config.objectives)
+    assert auxiliary == bool(dead.any()) and len(result.losses) >= len(run.objectives)
     run.firing.age.masked_fill_(dead, _OLD)
     run.firing.density.copy_(density)
     return seconds

@@ -14,6 +14,7 @@ from ..clock import END, Clock
 from ..config import Kind
 from ..errors import InvalidInput
 from ..firing import Firing
+from ..ops.first_features import first_features
 from ..trace import Dictionary, Trace
 from ..world import SOLO, World
 
@@ -66,6 +67,12 @@ class Budget(nn.Module, abc.ABC):
     @abc.abstractmethod
     def solve(self, survey: Survey, k: float) -> Budget:
         """A copy, shifted so that its mean over the survey's tokens, rounded, meets ``k``."""
+
+    def cut(self, n: int, *, d_in: int) -> Budget:
+        """The same over the first ``n`` features, as if no token wanted the others; see ``Allocator.cut``."""
+        other = self.config.build(d_in=d_in, d_sae=n)
+        other.load_state_dict(first_features(self.state_dict(), other.state_dict()), assign=True)
+        return other
 
     def fold(self, scale: float) -> None:
         """Take over the input scale: from now on inputs are the raw ones, ``scale`` times smaller."""

@@ -17,6 +17,7 @@ from ..clock import END, Clock
 from ..config import Open
 from ..errors import InvalidConfig, InvalidInput
 from ..firing import Firing
+from ..ops.first_features import first_features
 from ..ops.relu_readout import relu_readout
 from ..schedules import Linear, Schedule
 from ..trace import Dictionary, Trace
@@ -32,6 +33,7 @@ class LearnedConfig(BudgetConfig):
         estimator: what k is read from. ``shared``: the encoder's own affinities, detached, d_sae weights;
             ``linear``: the activation, d_in weights; ``own``: a ReLU layer of its own, d_in x d_sae weights, as
             published.
+        units: units of the layer of ``own``; None for d_sae.
         k_max: largest k; None for 2 k.
         relaxed: how far the loss's upper side lies from k at first, as a share of the way to d_in.
         weight: coefficient of the loss; None for d_in / k, the squared length of an activation shared by k
@@ -43,6 +45,7 @@ class LearnedConfig(BudgetConfig):
     kind: Literal["learned"] = "learned"
     k: float = Field(ge=1, allow_inf_nan=False)
     estimator: Literal["shared", "linear", "own"] = "shared"
+    units: int | None = Field(default=None, gt=0)
     k_max: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     relaxed: Open[Schedule] = Linear(start=1.0, end=0.0, until=0.05)
     weight: float | None = Field(default=None, ge=0, allow_inf_nan=False)
@@ -88,8 +91,8 @@ class Learned(Budget):
     def __init__(self, config: LearnedConfig, *, d_in: int, d_sae: int) -> None:
         super().__init__()
         self.config = config
-        self.d_in, self.most = d_in, config.most(d_sae)
-        self.scorer = _SCORERS[config.estimator](d_in, d_sae)
+        self.d_in, self.d_sae, self.most = d_in, d_sae, config.most(d_sae)
+        self.scorer = _SCORERS[config.estimator](d_in, d_sae, config.units or d_sae)
         config.check(d_sae)
         share = config.k / self.most
         self.offset = nn.Parameter(torch.tensor(math.log(share / (1 - share)), dtype=torch.float32))
@@ -130,6 +133,14 @@ class Learned(Budget):
         return solved
 
     @torch.no_grad()
+    def cut(self, n: int, *, d_in: int) -> Learned:
+        config = self.config.model_copy(update={"k_max": self.most, "units": self.config.units or self.d_sae})
+        other = config.build(d_in=d_in, d_sae=n)
+        other.load_state_dict(first_features(self.state_dict(), other.state_dict()), assign=True)
+        other.offset.add_(other.scorer.follow(self.scorer))
+        return other
+
+    @torch.no_grad()
     def fold(self, scale: float) -> None:
         self.scorer.fold(scale)
 
@@ -160,6 +171,10 @@ class Scorer(nn.Module, abc.ABC):
     def observe(self, trace: Trace, world: World) -> None:
         """See ``Budget.observe``."""
 
+    def follow(self, whole: Scorer) -> Tensor | float:
+        """Having the first features of ``whole``, score as it does; returns what the others, unwanted, add."""
+        return 0.0
+
     @abc.abstractmethod
     def fold(self, scale: float) -> None:
         """See ``Budget.fold``."""
@@ -182,7 +197,7 @@ class Shared(Scorer):
     mean: Tensor
     seen: Tensor
 
-    def __init__(self, d_in: int, d_sae: int) -> None:
+    def __init__(self, d_in: int, d_sae: int, units: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(d_sae, dtype=torch.float32))
         self.register_buffer("mean", torch.zeros(d_sae, dtype=torch.float32))
@@ -198,6 +213,12 @@ class Shared(Scorer):
         self.mean.lerp_(means.to(self.mean), 0.1 if int(self.seen) else 1.0)
         self.seen += 1
 
+    def follow(self, whole: Scorer) -> Tensor:
+        assert isinstance(whole, Shared)
+        n, n_whole = len(self.weight), len(whole.weight)
+        self.weight.mul_(math.sqrt(n / n_whole))  # what a sum is divided by has become smaller
+        return -self.scaled(whole.weight[n:] @ whole.mean[n:], n_whole)
+
     def fold(self, scale: float) -> None:
         self.weight.mul_(scale)
         self.mean.div_(scale)
@@ -206,7 +227,7 @@ class Shared(Scorer):
 class Direct(Scorer):
     """The activation times ``weight [d_in]``."""
 
-    def __init__(self, d_in: int, d_sae: int) -> None:
+    def __init__(self, d_in: int, d_sae: int, units: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(d_in, dtype=torch.float32))
 
@@ -218,18 +239,18 @@ class Direct(Scorer):
 
 
 class Own(Scorer):
-    """ReLU(weight x + bias) times ``readout``, as published: ``weight [d_sae, d_in]`` starts at the encoder's.
+    """ReLU(weight x + bias) times ``readout``, as published: ``weight [units, d_in]`` starts at the encoder's.
 
     The published layer reads x - b_dec; here the bias starts at b_enc - W_enc b_dec and goes its own way.
     """
 
     reach: ClassVar[float] = 2.0  # what it reads moves as well
 
-    def __init__(self, d_in: int, d_sae: int) -> None:
+    def __init__(self, d_in: int, d_sae: int, units: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.zeros(d_sae, d_in, dtype=torch.float32))
-        self.bias = nn.Parameter(torch.zeros(d_sae, dtype=torch.float32))
-        self.readout = nn.Parameter(torch.zeros(d_sae, dtype=torch.float32))
+        self.weight = nn.Parameter(torch.zeros(units, d_in, dtype=torch.float32))
+        self.bias = nn.Parameter(torch.zeros(units, dtype=torch.float32))
+        self.readout = nn.Parameter(torch.zeros(units, dtype=torch.float32))
 
     def forward(self, pre: Affinities, x: Tensor) -> Tensor:
         return self.scaled(relu_readout(x, self.weight, self.bias, self.readout), len(self.readout))

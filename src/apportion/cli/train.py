@@ -29,8 +29,8 @@ class Train:
     out: str
     """Folder for runs, logs and checkpoints."""
     recipe: str = "token_choice,mutual_choice"
-    """Recipes, separated by commas: token_choice (topk), mutual_choice (batch_topk), soft_sae, feature_choice, or
-    a rule of --plugin."""
+    """Recipes, separated by commas: token_choice (topk), mutual_choice (batch_topk), soft_sae, feature_choice,
+    matryoshka, or a rule of --plugin."""
     k: str | None = None
     """Mean features per token, one or more, separated by commas; 32 unless --paper says otherwise."""
     seed: str = "0"

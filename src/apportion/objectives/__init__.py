@@ -9,6 +9,7 @@ from .aux_k import AuxK, AuxKConfig
 from .aux_zipf import AuxZipf, AuxZipfConfig
 from .base import Objective, ObjectiveConfig
 from .l1 import L1, L1Config
+from .nested import Nested, NestedConfig, Sampled
 from .reconstruction import Reconstruction, ReconstructionConfig
 from .sparsity import Sparsity, SparsityConfig
 
@@ -19,10 +20,13 @@ __all__ = [
     "AuxZipf",
     "AuxZipfConfig",
     "L1Config",
+    "Nested",
+    "NestedConfig",
     "Objective",
     "ObjectiveConfig",
     "Reconstruction",
     "ReconstructionConfig",
+    "Sampled",
     "Sparsity",
     "SparsityConfig",
 ]

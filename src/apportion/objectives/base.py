@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -15,14 +15,24 @@ from ..world import SOLO, World
 
 
 class ObjectiveConfig(Kind, abc.ABC):
-    """How to build an objective."""
+    """How to build an objective.
+
+    Class attributes:
+        auxiliary: comes on top of a loss that reconstructs; the benchmark's plain rows leave it out.
+    """
+
+    auxiliary: ClassVar[bool] = True
+
+    def check(self, d_sae: int) -> None:
+        """Raise ``InvalidConfig`` if it cannot be had with so many features; asked before a training begins."""
 
     @abc.abstractmethod
     def build(self) -> Objective: ...
 
 
 class Objective(nn.Module, abc.ABC):
-    """A loss over a trace. ``forward`` is pure: it reads ``firing`` and changes nothing.
+    """A loss over a trace. ``forward`` is pure: it reads ``firing`` and changes nothing; random numbers come from
+    torch's generator.
 
     What an objective learns from a step it writes in ``observe``, into buffers, which checkpoints hold.
     """

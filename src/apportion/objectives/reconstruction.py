@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch.nn.functional as F
 from pydantic import Field
@@ -16,6 +16,7 @@ from .base import Objective, ObjectiveConfig
 class ReconstructionConfig(ObjectiveConfig):
     """Squared error, summed over dimensions, averaged over tokens."""
 
+    auxiliary: ClassVar[bool] = False
     kind: Literal["reconstruction"] = "reconstruction"
     weight: float = Field(default=1.0, gt=0)
 

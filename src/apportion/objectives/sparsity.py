@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -40,6 +40,7 @@ class SparsityConfig(ObjectiveConfig):
         smooth: steps over which L0 is averaged.
     """
 
+    auxiliary: ClassVar[bool] = False
     kind: Literal["sparsity"] = "sparsity"
     start: float = Field(default=1.0, gt=0)
     bounds: tuple[float, float] = (1e-6, 1e6)

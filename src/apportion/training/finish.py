@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..activations.source import Source
+from ..calibrate import described
 from ..metrics.base import Moments, unexplained
 from ..sae import SAE
 from .step import Run
@@ -45,14 +46,7 @@ def finish(
     sae.metadata = {
         "source": source.describe(),
         "training": history | reports,
-        "calibration": {
-            "k": calibration.k,
-            "l0": calibration.l0,
-            "tokens": calibration.tokens,
-            "short": calibration.short,
-            **calibration.extra,
-            **further,
-        },
+        "calibration": {**described(calibration), **further},
     }
     return sae
 

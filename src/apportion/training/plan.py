@@ -34,6 +34,8 @@ def check_runs(configs: Mapping[str, RunConfig], source: Source, settings: Train
             )
         check_schedules(config, settings.n_steps, name)
         config.sae.allocator.check(settings.n_steps, settings.batch_size, config.sae.d_sae)
+        for objective in config.objectives:
+            objective.check(config.sae.d_sae)
     # Said before the training and not after it, for then no other source can take its place.
     first = next(iter(source.blocks("calibrate", 1)), None)
     if first is None:
