@@ -17,7 +17,7 @@ import statistics
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -302,26 +302,71 @@ def table(suite: Suite, rows: dict[str, dict[str, Any]]) -> str:
             group = sorted(groups.get((source, recipe, k), []), key=lambda row: int(row["seed"]))
             if group:
                 lines.append(table_line(source, recipe, k, [row["measures"] for row in group]))
+    fronts = fronts_of(groups)
     for number, first in enumerate(suite.recipes[:2]):
-        lines += ["", f"| source | k | recipe | FVU, difference to {first} paired by seed |", "|---|---|---|---|"]
+        lines += [
+            "",
+            f"| source | k | recipe | at L0 | FVU, difference to {first} at equal measured L0, paired by seed |",
+            "|---|---|---|---|---|",
+        ]
         for source in suite.sources:
             for recipe, k in combinations(suite):
                 if recipe not in suite.recipes[: number + 1]:
-                    lines += paired_line(source, recipe, k, groups[source, first, k], groups[source, recipe, k])
+                    lines += paired_line(fronts, source, k, first, recipe)
     return "\n".join(lines)
 
 
+Front = dict[float, tuple[float, float]]
+"""Measured L0 and FVU of one recipe on one source with one seed, by k."""
+
+
+def fronts_of(groups: dict[tuple[str, str, float], list[dict[str, Any]]]) -> dict[tuple[str, str, int], Front]:
+    """The fronts by source, recipe and seed."""
+    fronts: dict[tuple[str, str, int], Front] = defaultdict(dict)
+    for (source, recipe, k), rows in groups.items():
+        for row in rows:
+            fronts[source, recipe, row["seed"]][k] = row["measures"]["l0"], row["measures"]["fvu"]
+    return fronts
+
+
+def at_l0(front: Front, l0: float) -> float | None:
+    """FVU between two points of a front, a straight line in the logarithms of both; None outside of it."""
+    for own, fvu in front.values():
+        if own == l0:
+            return fvu
+    for (low, above), (high, below) in pairwise(sorted(front.values())):
+        if low < l0 < high:
+            share = math.log(l0 / low) / math.log(high / low)
+            return math.exp((1 - share) * math.log(above) + share * math.log(below))
+    return None
+
+
 def paired_line(
-    source: str, recipe: str, k: float, first: list[dict[str, Any]], other: list[dict[str, Any]]
+    fronts: dict[tuple[str, str, int], Front], source: str, k: float, first: str, other: str
 ) -> list[str]:
-    """The difference of two recipes over the seeds that both have, if there are two or more."""
-    by_seed = [{row["seed"]: row["measures"]["fvu"] for row in group} for group in (first, other)]
-    common = sorted(by_seed[0].keys() & by_seed[1].keys())
-    if len(common) < 2:
+    """The difference of two recipes over the seeds that both have, if there are two or more.
+
+    Measured at the L0 of the other, between two points of the first's front; where that does not reach so far,
+    at the L0 of the first, between two points of the other's.
+    """
+    differences, references, places = [], [], []
+    for seed in sorted({seed for name, recipe, seed in fronts if (name, recipe) == (source, other)}):
+        ours, theirs = fronts[source, other, seed], fronts.get((source, first, seed), {})
+        if k not in ours or k not in theirs:
+            continue
+        for l0 in (ours[k][0], theirs[k][0]):
+            pair = at_l0(ours, l0), at_l0(theirs, l0)
+            if pair[0] is not None and pair[1] is not None:
+                differences.append(pair[0] - pair[1])
+                references.append(pair[1])
+                places.append(l0)
+                break
+    if len(differences) < 2:
         return []
-    mean, half = interval([by_seed[1][seed] - by_seed[0][seed] for seed in common])
-    share = mean / statistics.fmean(by_seed[0][seed] for seed in common)
-    return [f"| {source} | {k:g} | {recipe} | {mean:+.4f} ± {half:.4f} ({share:+.1%}) |"]
+    mean, half = interval(differences)
+    share = mean / statistics.fmean(references)
+    at = statistics.fmean(places)
+    return [f"| {source} | {k:g} | {other} | {at:.2f} | {mean:+.4f} ± {half:.4f} ({share:+.1%}) |"]
 
 
 def table_line(source: str, recipe: str, k: float, measures: list[dict[str, Any]]) -> str:

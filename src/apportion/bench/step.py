@@ -23,7 +23,7 @@ PARTS = (
     *("zero_grad", "encode", "allocate", "decode", "losses", "backward"),
     *("project", "clip", "adam", "renormalise", "observe"),
 )
-_CLOCK = Clock(step=50, n_steps=100)
+_FIRST, _CLOCK = Clock(step=0, n_steps=10), Clock(step=50, n_steps=100)
 _OLD = 1 << 40
 
 
@@ -46,7 +46,8 @@ def bench_step(
     ``observe`` and firing counts. The first row of a recipe is without auxiliary losses; where it has one there
     is a second, ``RECIPE+LOSS``, with densities on a Zipf curve and the share ``aux_dead`` of the features dead.
     A rule that comes to its k by a price is put there first, by a shift of the encoder's biases; a row of its
-    own, ``RECIPE, dense``, is of its first steps, when about half of the affinities are above zero. ``settings`` change a recipe, as ``RECIPE.FIELD=VALUE``.
+    own, ``RECIPE, dense``, is of its first steps, when about half of the affinities are above zero. ``settings``
+    change a recipe, as ``RECIPE.FIELD=VALUE``.
 
     Returns:
         A row per recipe: ``recipe, step_s, product_s, ratio, tokens_per_s``; ``product_spread`` and ``noisy``
@@ -109,10 +110,14 @@ def _row(
 
 
 def _prepared(config: RunConfig, x: Tensor, dead: float) -> Run:
-    """A run a step or so in, with a share of its features dead; auxiliary losses only where something is."""
+    """A run a step in, with a share of its features dead; auxiliary losses only where something is.
+
+    The step brings a number with every token, so that a rule that learns from them tells tokens apart.
+    """
     objectives = tuple(objective for objective in config.objectives if dead or not objective.auxiliary)
     # No feature crosses this age by itself; those that are to be dead are put beyond it before every step.
     run = Run(config.model_copy(update={"objectives": objectives, "dead_after": _OLD}), x.mean(0))
+    train_step(run, x, _FIRST, target=x[:, 0])
     run.firing.age[: round(dead * config.sae.d_sae)] = _OLD
     run.firing.density.copy_(1 / torch.arange(10, config.sae.d_sae + 10).flip(0))
     run.firing.density.mul_(run.sae.k / run.firing.density.sum()).masked_fill_(run.firing.dead(), 0)
