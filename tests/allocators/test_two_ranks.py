@@ -9,34 +9,48 @@ from pathlib import Path
 PROGRAM = """
 import sys, torch, torch.distributed as dist
 sys.path.insert(0, sys.argv[3])
-from apportion.allocators import FeatureChoiceConfig, MutualChoiceConfig, SoftTopKConfig
+from apportion.allocators import (
+    FeatureChoiceConfig, MutualChoiceConfig, ReLUConfig, SoftTopKConfig, TokenChoiceConfig
+)
+from apportion.budgets import LessonConfig, RidgeConfig
 from apportion.clock import Clock
 from apportion.firing import Firing
+from apportion.objectives import SparsityConfig
 from apportion.ops.zipf import whole_quotas
+from apportion.schedules import Jump, Linear
 from apportion.world import World
 from tests.conftest import inputs, make_sae
 
 rank = int(sys.argv[1])
 dist.init_process_group("gloo", init_method=f"file://{sys.argv[2]}", rank=rank, world_size=2)
 world = World(rank, 2)
+lesson = LessonConfig(gather=Jump(start=1.0, end=0.0, at=0.3), joint=Jump(start=0.0, end=0.1, at=0.5))
+taught = TokenChoiceConfig(budget=RidgeConfig(k=6, lesson=lesson))
 for scope in ("rank", "global"):
     for config in (
         FeatureChoiceConfig(k=6, scope=scope, warmup=0.3, refresh_every=2),
         MutualChoiceConfig(k=6, scope=scope),
         SoftTopKConfig.for_k(6),
+        ReLUConfig(k=6, p=Linear(start=1.0, end=0.2)),
+        taught,
     ):
-        sae = make_sae(config)
+        sae, price = make_sae(config), SparsityConfig().build()
         spent = []
         for step in range(10):
             if config.kind == "feature_choice":
                 quota = whole_quotas(sae.allocator.quotas(100 if scope == "global" else 50), step)
-            trace = sae.trace(inputs(50, seed=10 * step + rank), Clock(step, 10), world=world)
+            x = inputs(50, seed=10 * step + rank)
+            trace = sae.trace(x, Clock(step, 10), target=x[:, 0], world=world)
             sae.allocator.observe(trace, sae.dictionary(), Firing(96), world)
             spent.append(int(world.sum(torch.tensor(trace.code.nnz))))
-        for name, buffer in sae.allocator.named_buffers():
+            if trace.penalty is not None:
+                price.observe(trace, world)
+        for name, buffer in (*sae.allocator.named_buffers(), *price.named_buffers()):
             mine, others = buffer.double().flatten(), world.gather(buffer.double().flatten())
             assert all(torch.equal(mine, other) for other in others), (config.kind, scope, name)
-        if config.kind != "soft_top_k":
+        if config is taught:
+            assert int(sae.allocator.budget.lesson.taught) and float(sae.allocator.budget.weight[0]) > 0.9
+        if config.kind in ("feature_choice", "mutual_choice"):
             assert max(spent) <= 600, (config.kind, scope, spent)
             assert spent[0] == 600, (config.kind, scope, spent)
         if config.kind == "feature_choice" and scope == "global":

@@ -12,7 +12,7 @@ from ..errors import InvalidInput
 from ..ops.ridge import choose_ridge, products
 from ..schedules import Jump, Schedule
 from ..trace import Trace
-from ..world import World
+from ..world import SOLO, World
 
 _RECENT = 3
 """Steps over which the fall of the probe's loss decides about its leash."""
@@ -142,11 +142,19 @@ class Lesson(nn.Module):
         return fit.weight, fit.bias
 
     @torch.no_grad()
-    def adapt(self, trace: Trace, weight: Tensor, bias: Tensor) -> None:
-        """Lengthen or shorten the leash by how the probe's loss has fallen, once per joint step."""
-        error = probe_error(trace, weight, bias) if self.config.joint(trace.clock) else None
-        if error is None:
+    def adapt(self, trace: Trace, weight: Tensor, bias: Tensor, world: World = SOLO) -> None:
+        """Lengthen or shorten the leash by how the probe's loss has fallen, once per joint step.
+
+        The loss is that of all processes, whose probes would else be held on leashes of their own.
+        """
+        if trace.target is None or not self.config.joint(trace.clock):
             return
+        n = torch.isfinite(trace.target).sum().double()
+        own = probe_error(trace, weight, bias)
+        total, n = world.sum(torch.stack([n if own is None else own * n, n]))
+        if not n:
+            return
+        error = total / n
         oldest, low, high = self.recent[0].clone(), *self.config.leash_bounds
         if torch.isfinite(oldest):
             self.leash.mul_(0.8 if error < 0.95 * oldest else 1.2).clamp_(low, high)

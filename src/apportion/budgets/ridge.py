@@ -141,7 +141,7 @@ class Ridge(Budget):
             self.recent.clear()
         if not int(self.lesson.taught):
             return
-        self.lesson.adapt(trace, *self.probe())
+        self.lesson.adapt(trace, *self.probe(), world)
         scores = self.recent.add(torch.cat(world.gather(self.score(trace.x))))
         if scores is not None:
             self._meet(scores.double(), self.config.k, _HALVINGS)
