@@ -16,7 +16,7 @@ import math
 import statistics
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
@@ -95,6 +95,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("config", type=Path)
     parser.add_argument("--table", action="store_true", help="print Markdown from the rows there are")
+    parser.add_argument("--against", help="the recipes that --table compares with, the first two by default")
     parser.add_argument("--source", help="only this source; others may run in processes of their own")
     parser.add_argument("--seed", type=int, help="only this seed, likewise")
     parser.add_argument("--results", type=Path, default=RESULTS)
@@ -102,7 +103,8 @@ def main() -> None:
     try:
         suite = Suite.parse(json.loads(arguments.config.read_text()), str(arguments.config))
         if arguments.table:
-            print(table(suite, rows_in(arguments.results)))
+            against = arguments.against.split(",") if arguments.against else suite.recipes[:2]
+            print(table(suite, rows_in(arguments.results), against))
             return
         if arguments.seed is not None:
             suite = suite.model_copy(update={"seeds": (arguments.seed,)})
@@ -281,8 +283,8 @@ def interval(values: list[float]) -> tuple[float, float]:
     return mean, STUDENT_95[len(values) - 1] * statistics.stdev(values) / math.sqrt(len(values))
 
 
-def table(suite: Suite, rows: dict[str, dict[str, Any]]) -> str:
-    """Markdown: a line per source, recipe and k, with 95 % intervals over seeds."""
+def table(suite: Suite, rows: dict[str, dict[str, Any]], against: Sequence[str]) -> str:
+    """Markdown: a line per source, recipe and k, with 95 % intervals over seeds; then the differences."""
     groups: dict[tuple[str, str, float], list[dict[str, Any]]] = defaultdict(list)
     for row in rows.values():
         if row["source"] not in suite.sources or row["seed"] not in suite.seeds:
@@ -303,7 +305,7 @@ def table(suite: Suite, rows: dict[str, dict[str, Any]]) -> str:
             if group:
                 lines.append(table_line(source, recipe, k, [row["measures"] for row in group]))
     fronts = fronts_of(groups)
-    for number, first in enumerate(suite.recipes[:2]):
+    for number, first in enumerate(against):
         lines += [
             "",
             f"| source | k | recipe | at L0 | FVU, difference to {first} at equal measured L0, paired by seed |",
@@ -311,7 +313,7 @@ def table(suite: Suite, rows: dict[str, dict[str, Any]]) -> str:
         ]
         for source in suite.sources:
             for recipe, k in combinations(suite):
-                if recipe not in suite.recipes[: number + 1]:
+                if recipe not in against[: number + 1]:
                     lines += paired_line(fronts, source, k, first, recipe)
     return "\n".join(lines)
 

@@ -85,6 +85,18 @@ def test_rules_with_parameters_and_buffers_train_from_the_command_line(
     assert command("evaluate", tmp_path / "runs", "--data", store, "--json").status == 0
 
 
+def test_a_price_that_had_too_few_steps_says_how_far_it_came(command: Command, train: list) -> None:
+    done = command(*train, "--recipe", "relu_l1,p_anneal,jump_relu,gated", "--k", "4", "--json")
+    assert done.status == 0 and len(done.rows) == 4
+    for row in done.rows:
+        said = f"run '{row['run']}' ended its training at L0 = {row['l0_train']:.1f} and not at k = 4; frozen it"
+        assert said in done.err
+        assert row["l0_train"] > 8 and row["l0_calibrated"] == pytest.approx(4, rel=1e-3)
+        report = ap.load(row["path"]).metadata["training"]["sparsity"]
+        assert report["l0_over_k"] > 2 and report["price"] > 0
+    assert len(done.err.splitlines()) == 4
+
+
 def test_published_settings_reach_the_run(command: Command, train: list, tmp_path: Path) -> None:
     shorter = [
         *("--set", "soft_sae.allocator.alpha=0.01", "--set", "soft_sae.allocator.hard=0.2"),

@@ -16,6 +16,9 @@ from ..recipes import Published, adjusted, find_recipe
 from ..training import RunConfig, TrainConfig, train, with_scores
 from .output import import_plugins, integers_in, names_in, numbers_in, on_terminal, say, show
 
+FAR = 0.05
+"""Of k: what L0 in training may miss it by without a word."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
@@ -30,7 +33,7 @@ class Train:
     """Folder for runs, logs and checkpoints."""
     recipe: str = "token_choice,mutual_choice"
     """Recipes, separated by commas: token_choice (topk), mutual_choice (batch_topk), soft_sae, feature_choice,
-    matryoshka, or a rule of --plugin."""
+    adaptive_k, relu_l1, p_anneal, jump_relu, gated, matryoshka, or a rule of --plugin."""
     k: str | None = None
     """Mean features per token, one or more, separated by commas; 32 unless --paper says otherwise."""
     seed: str = "0"
@@ -92,7 +95,14 @@ class Train:
         )
         for name, its in self._published().items():
             say(f"{name} as published, except: {its.notes or 'nothing'}")
-        show([summary(name, sae.k, self.out, sae.metadata) for name, sae in saes.items()], self.json)
+        rows = [summary(name, sae.k, self.out, sae.metadata) for name, sae in saes.items()]
+        for row in rows:
+            if abs(row["l0_train"] - row["k"]) > FAR * row["k"]:
+                say(
+                    f"run '{row['run']}' ended its training at L0 = {row['l0_train']:.1f} and not at k = "
+                    f"{row['k']:g}; frozen it spends {row['l0_calibrated']:.1f}: train for more steps"
+                )
+        show(rows, self.json)
         return 0
 
     def _source(self) -> Source:
