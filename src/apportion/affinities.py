@@ -135,7 +135,7 @@ class Affinities(abc.ABC):
 
     @abc.abstractmethod
     def at(self, pairs: Pairs | Everything) -> Tensor:
-        """[nnz] pre-activations at the pairs, differentiable in x, b_dec, W_enc and b_enc.
+        """[nnz] pre-activations at the pairs ([n, d_sae] at all), differentiable in x, b_dec, W_enc and b_enc.
 
         The pairs may come in any order and repeat; after ``narrow`` they must be among its features. At pairs
         that were chosen the value is the affinity, above zero.
@@ -259,7 +259,7 @@ class DenseAffinities(Affinities):
 
     def at(self, pairs: Pairs | Everything) -> Tensor:
         if isinstance(pairs, Everything):
-            return self._dictionary.encode_whole(self._x, self._centred, self._pre).view(-1)
+            return self._dictionary.encode_whole(self._x, self._centred, self._pre)
         columns = pairs.features
         if self._features is not None:
             columns = torch.searchsorted(self._features, pairs.features)

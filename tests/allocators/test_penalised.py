@@ -117,7 +117,7 @@ def test_pace_moves_the_logarithm_so_many_times_faster():
 
 
 def test_gated_is_the_published_forward_and_gradient():
-    sae, x = make_sae(GatedConfig(k=K), dtype=torch.float64), inputs(40, dtype=torch.float64)
+    sae, x = make_sae(GatedConfig(k=K, rows=1), dtype=torch.float64), inputs(40, dtype=torch.float64)
     rule = sae.allocator
     with torch.no_grad():
         rule.r.normal_(std=0.3, generator=torch.Generator().manual_seed(2))
@@ -138,6 +138,24 @@ def test_gated_is_the_published_forward_and_gradient():
     own = gradients(terms["gate"] + trace.penalty.cost, sae)
     agree(own, gradients(gate + pi.relu().sum() / 40, sae))
     assert not own["W_dec"].any() and not own["allocator.r"].any()
+
+
+def test_while_most_features_fire_the_gate_is_reconstructed_on_some_rows():
+    sae, x = make_sae(GatedConfig(k=K, rows=0.25), dtype=torch.float64), inputs(40, dtype=torch.float64)
+    trace = sae.trace(x)
+    assert trace.code.matrix is not None
+    some = torch.arange(10) * 4
+    gate = (dense(sae, x).relu() @ sae.W_dec.detach() + sae.b_dec.detach())[some]
+    want = (x[some] - gate).square().sum() / 10
+    terms = sae.allocator.terms(trace, sae.dictionary())
+    torch.testing.assert_close(terms["gate"], want)
+    agree(gradients(terms["gate"], sae), gradients(want, sae))
+    with torch.no_grad():  # and on all of them once few do
+        sae.encoder.bias.sub_(6.0)
+    trace = sae.trace(x)
+    assert trace.code.matrix is None and trace.code.nnz > 0
+    want = (x - (dense(sae, x).relu() @ sae.W_dec.detach() + sae.b_dec.detach())).square().sum() / 40
+    torch.testing.assert_close(sae.allocator.terms(trace, sae.dictionary())["gate"], want)
 
 
 def test_a_frozen_gate_gives_the_magnitudes_of_what_it_lets_through():

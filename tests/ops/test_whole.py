@@ -53,7 +53,7 @@ def test_fired_lists_pairs_until_they_are_many():
     assert isinstance(pre.fired(0.0), Everything)
     few = pre.fired(1e3)
     assert isinstance(few, Pairs) and len(few.rows) == 0
-    bound = float(pre.dense().flatten().topk(100).values[-1])
+    bound = float(pre.dense().detach().flatten().topk(100).values[-1])
     listed = pre.fired(bound)
     assert isinstance(listed, Pairs) and len(listed.rows) == 99
     assert isinstance(pre.fired(torch.full((96,), bound)), Pairs)
@@ -63,7 +63,7 @@ def test_fired_looks_below_zero():
     sae = make_sae(TokenChoiceConfig.for_k(4))
     sae.encoder.bias.data.fill_(-1e3)
     pre = affinities(inputs(20), sae)
-    theta = float(pre.at(Everything(pre.n, pre.d_sae)).topk(6).values[-1])
+    theta = float(pre.at(Everything(pre.n, pre.d_sae)).detach().flatten().topk(6).values[-1])
     assert theta < 0 and len(pre.fired(theta).rows) == 5
 
 

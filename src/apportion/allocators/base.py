@@ -171,9 +171,9 @@ class Allotting(Allocator):
 
 
 def code_of(pre: Affinities, pairs: Pairs | Everything, values: Tensor) -> Code:
-    """The code with ``values [nnz]`` at the pairs."""
+    """The code with ``values`` at the pairs, in the shape of ``pre.at(pairs)``."""
     if isinstance(pairs, Everything):
-        return MatrixCode(values.view(pairs.n, pairs.d_sae))
+        return MatrixCode(values)
     return Code.from_pairs(pairs.rows, pairs.features, values, pre.n, pre.d_sae)
 
 

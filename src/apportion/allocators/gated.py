@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from ..affinities import Affinities, Ordered
 from ..clock import END, Clock
+from ..code import MatrixCode
+from ..ops.gated import gated
 from ..trace import Dictionary, Penalty, Trace
 from .base import Allocation, Allocator, AllocatorConfig, code_of
 from .gate import Gate, GateConfig
@@ -20,10 +22,13 @@ class GatedConfig(AllocatorConfig):
 
     Attributes:
         k: mean features per token that the price is to bring about.
+        rows: share of a batch's tokens that the gate's own reconstruction is computed on while so many features
+            fire that the code is held as a matrix; 1 is exact. Later it is computed on all of them.
     """
 
     kind: Literal["gated"] = "gated"
     k: float = Field(gt=0)
+    rows: float = Field(default=0.25, gt=0, le=1)
 
     @property
     def mean_k(self) -> float:
@@ -60,18 +65,21 @@ class Gated(Allocator):
 
     def forward(self, pre: Affinities, x: Tensor, clock: Clock = END) -> Allocation:
         pairs = pre.fired(0.0)
-        pi = pre.at(pairs)
-        gate = pi.relu()
-        magnitude = pairs.spread(self.r.exp()) * (pi - pairs.spread(pre.biases())) + pairs.spread(self.b_mag)
-        code = code_of(pre, pairs, magnitude.relu() * (gate > 0))
+        own = (pairs.spread(t) for t in (pre.biases(), self.r.exp(), self.b_mag))
+        values, gate = gated(pre.at(pairs), *own)
+        code = code_of(pre, pairs, values)
         return Allocation(code, {"gate": gate}, Penalty(gate.sum() / max(pre.n, 1), self.config.k))
 
     def order(self, pre: Affinities, x: Tensor, k: int) -> Ordered:
         return self.freeze().order(pre, x, k)
 
     def terms(self, trace: Trace, dictionary: Dictionary) -> dict[str, Tensor]:
-        error = trace.x - dictionary.detach().decode(trace.code.with_values(trace.notes["gate"]))
-        return {"gate": error.square().sum() / max(len(trace.x), 1)}
+        x, gate = trace.x, trace.code.with_values(trace.notes["gate"])
+        if gate.matrix is not None:
+            some = torch.arange(max(round(self.config.rows * len(x)), 1), device=x.device) * len(x)
+            some = some // max(round(self.config.rows * len(x)), 1)
+            x, gate = x[some], MatrixCode(gate.matrix[some])
+        return {"gate": (x - dictionary.detach().decode(gate)).square().sum() / max(len(x), 1)}
 
     def freeze(self) -> Gate:
         frozen = Gate(GateConfig(k=self.config.k), d_sae=len(self.r))

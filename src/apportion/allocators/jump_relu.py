@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..affinities import Affinities, Ordered
 from ..clock import END, Clock
-from ..ops.ste import jump, step
+from ..ops.ste import jump
 from ..trace import Penalty
 from .base import Allocation, Allocator, AllocatorConfig, code_of
 from .scaled_thresholds import ScaledThresholds, ScaledThresholdsConfig
@@ -67,9 +67,8 @@ class JumpReLU(Allocator):
     def forward(self, pre: Affinities, x: Tensor, clock: Clock = END) -> Allocation:
         theta = self.theta()
         pairs = pre.fired((theta - self.width / 2).detach())
-        pi, own = pre.at(pairs), pairs.spread(theta)
-        cost = step(pi, own, self.width).sum() / max(pre.n, 1)
-        return Allocation(code_of(pre, pairs, jump(pi, own, self.width)), penalty=Penalty(cost, self.config.k))
+        values, count = jump(pre.at(pairs), pairs.spread(theta), self.width)
+        return Allocation(code_of(pre, pairs, values), penalty=Penalty(count / max(pre.n, 1), self.config.k))
 
     def order(self, pre: Affinities, x: Tensor, k: int) -> Ordered:
         return pre.ordered(k, self.theta().detach())

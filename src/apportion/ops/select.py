@@ -51,8 +51,8 @@ class Everything(NamedTuple):
     d_sae: int
 
     def spread(self, t: Tensor) -> Tensor:
-        """``t [d_sae]``, a number per feature, at every pair: [n * d_sae]."""
-        return t.expand(self.n, self.d_sae).reshape(-1)
+        """``t [d_sae]``, a number per feature, in a shape that goes with that of all values, [n, d_sae]."""
+        return t
 
 
 def entries_above(a: Tensor, floor: Tensor | float) -> Pairs:

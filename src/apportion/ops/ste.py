@@ -1,6 +1,6 @@
-"""Steps whose gradient is a window around them: how a threshold is learned (Rajamanoharan et al. 2024, JumpReLU).
+"""A step whose gradient is a window around it: how a threshold is learned (JumpReLU, arXiv 2407.14435).
 
-Both sums run over the whole window, entries below the threshold too: these are not in the code and carry half of
+The window's sums run over all of it, entries below the threshold too: these are not in the code and carry half of
 the threshold's gradient.
 """
 
@@ -11,50 +11,40 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .row_blocks import row_blocks
+
 
 class _Jump(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, pi: Tensor, theta: Tensor, width: float) -> Tensor:
-        above = pi > theta
-        ctx.save_for_backward(above, pi, theta)
-        ctx.width = width
-        return pi * above
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        above, pi, theta = ctx.saved_tensors
-        return grad * above, -grad * theta * _window(pi, theta, ctx.width), None
-
-
-class _Step(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, pi: Tensor, theta: Tensor, width: float) -> Tensor:
+    def forward(ctx: Any, pi: Tensor, theta: Tensor, width: float) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(pi, theta)
         ctx.width = width
-        return (pi > theta).to(pi.dtype)
+        z, count = torch.empty_like(pi), pi.new_zeros(())
+        for at in row_blocks(pi):
+            above = pi[at] > theta
+            torch.mul(pi[at], above, out=z[at])
+            count += above.sum()
+        return z, count
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None]:
+    def backward(ctx: Any, grad: Tensor, grad_count: Tensor) -> tuple[Tensor, Tensor, None]:
         pi, theta = ctx.saved_tensors
-        return None, -grad * _window(pi, theta, ctx.width), None
+        d_pi, d_theta = torch.empty_like(pi), torch.zeros_like(theta)
+        for at in row_blocks(pi):
+            torch.mul(grad[at], pi[at] > theta, out=d_pi[at])
+            inside = (pi[at] - theta).abs_() < ctx.width / 2
+            found = (grad[at] * theta).add_(grad_count).mul_(inside)
+            d_theta.sub_(found.sum_to_size(theta.shape), alpha=1 / ctx.width)
+        return d_pi, d_theta, None
 
 
-def _window(pi: Tensor, theta: Tensor, width: float) -> Tensor:
-    """1 / width where ``pi`` is within half of it of ``theta``, else 0."""
-    return ((pi - theta).abs() < width / 2) / width
+def jump(pi: Tensor, theta: Tensor, width: float) -> tuple[Tensor, Tensor]:
+    """``z = pi · 1[pi > theta]``, and [] how many entries that are.
 
+    dz/dpi = 1[pi > theta] and dz/dtheta := -(theta / width) · 1[abs(pi - theta) < width / 2]; the count gives
+    theta -(1 / width) · 1[abs(pi - theta) < width / 2] and pi nothing.
 
-def jump(pi: Tensor, theta: Tensor, width: float) -> Tensor:
-    """``pi · 1[pi > theta]``, all of one shape.
-
-    d/dpi = 1[pi > theta] and d/dtheta := -(theta / width) · 1[abs(pi - theta) < width / 2] (arXiv 2407.14435).
+    Args:
+        pi: [n, d_sae] with ``theta [d_sae]``, or [nnz] with ``theta [nnz]``.
     """
     return _Jump.apply(pi, theta, width)  # type: ignore[no-any-return]
-
-
-def step(pi: Tensor, theta: Tensor, width: float) -> Tensor:
-    """``1[pi > theta]``, all of one shape.
-
-    d/dtheta := -(1 / width) · 1[abs(pi - theta) < width / 2], nothing to ``pi`` (arXiv 2407.14435).
-    """
-    return _Step.apply(pi, theta, width)  # type: ignore[no-any-return]
