@@ -64,7 +64,7 @@ def test_the_penalty_holds_steady_while_p_falls():
     costs = []
     for step in range(n):
         trace = sae.trace(x, Clock(step, n))
-        costs.append(float(trace.penalty.cost))
+        costs.append(float(trace.penalty.cost.detach()))
         sae.allocator.observe(trace, sae.dictionary(), Firing(sae.d_sae))
     assert max(costs) / min(costs) < 1 + 1e-4
     before = float(sae.allocator.steady)

@@ -413,8 +413,12 @@ def test_an_interrupted_run_receives_what_is_under_way(server: JudgeServer, tmp_
         return rated()._replace(delay=0.03)
 
     server.behave = interrupt
-    with pytest.raises(KeyboardInterrupt):
-        list(judge(server, tmp_path, concurrency=3).score(texts(60)))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            list(judge(server, tmp_path, concurrency=3).score(texts(60)))
+    finally:
+        signal.signal(signal.SIGINT, before)
     asked = sum(server.asked.values())
     assert 13 <= asked <= 20
     server.behave = lambda text, before: rated()
