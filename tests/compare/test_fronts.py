@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apportion.compare.fronts import at_l0, common_l0
+from apportion.compare.fronts import at_l0, common_l0, reaches
 
 FRONT = [(7.9, 0.41), (16.2, 0.25), (31.0, 0.2), (66.0, 0.11)]
 
@@ -55,5 +55,10 @@ def test_the_common_l0_is_the_nearest_to_k() -> None:
     assert common_l0(8, [above, below]) == 8
     assert common_l0(32, [[(32.0, 0.1)], below]) is None, "no L0 lies in both"
     assert common_l0(32, [above, [(31.4, 0.1)]]) == 31.4
-    assert common_l0(64, [above, below]) is None and common_l0(16, [above, []]) is None
-    assert common_l0(16, []) is None
+    assert common_l0(16, [above, []]) is None and common_l0(16, []) is None
+
+
+def test_a_front_that_ends_within_a_tenth_of_k_reaches_it() -> None:
+    front = [(8.0, 0.4), (30.0, 0.1)]
+    assert all(reaches(front, k) for k in (7.5, 8, 20, 33))
+    assert not any(reaches(front, k) for k in (7, 34)) and not reaches([], 8)

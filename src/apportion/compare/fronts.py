@@ -36,20 +36,18 @@ def at_l0(front: Front, l0: float, logarithmic: bool = True) -> float | None:
 
 
 def common_l0(k: float, fronts: Sequence[Front]) -> float | None:
-    """The L0 nearest to ``k`` that all ``fronts`` reach.
+    """The L0 nearest to ``k`` that all ``fronts`` reach; ``None`` if no L0 lies in all of them or there are none.
 
     Frozen rules meet k to a few percent, so that a front may end a little before it; the others are then read
-    there. ``None`` if one of them ends farther than ``NEAR`` from k, or no L0 lies in all of them.
+    there.
     """
-    if not fronts or not all(reaches(front, k) for front in fronts):
+    if not fronts or not all(fronts):
         return None
     low, high = max(front[0][0] for front in fronts), min(front[-1][0] for front in fronts)
     return min(max(k, low), high) if low <= high else None
 
 
 def reaches(front: Front, k: float) -> bool:
-    """Whether ``front`` comes near ``k``."""
-    if not front:
-        return False
-    nearest = min(max(k, front[0][0]), front[-1][0])
-    return abs(nearest - k) <= NEAR * k
+    """Whether ``front`` comes near ``k``, to a share ``NEAR`` of it."""
+    nearest = common_l0(k, [front])
+    return nearest is not None and abs(nearest - k) <= NEAR * k
