@@ -17,7 +17,7 @@ import statistics
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from itertools import pairwise, product
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,11 @@ import apportion as ap
 from apportion.activations import capture_to_store, load_documents, load_model
 from apportion.activations.models import LoadedModel
 from apportion.activations.texts import Document
+from apportion.compare.fronts import at_l0
+from apportion.compare.intervals import over_seeds
 from apportion.config import Config
 
 RESULTS = HERE / "results" / "quality.jsonl"
-STUDENT_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
-"""Two-sided 95 % points of Student's t by degrees of freedom."""
 
 
 class SourceSpec(Config):
@@ -277,10 +277,8 @@ def training_of(
 
 def interval(values: list[float]) -> tuple[float, float]:
     """Mean and half width of the 95 % interval over seeds (Student's t)."""
-    mean = statistics.fmean(values)
-    if len(values) < 2:
-        return mean, math.nan
-    return mean, STUDENT_95[len(values) - 1] * statistics.stdev(values) / math.sqrt(len(values))
+    found = over_seeds(values)
+    return found.mean, math.nan if found.half is None else found.half
 
 
 def table(suite: Suite, rows: dict[str, dict[str, Any]], against: Sequence[str]) -> str:
@@ -331,18 +329,6 @@ def fronts_of(groups: dict[tuple[str, str, float], list[dict[str, Any]]]) -> dic
     return fronts
 
 
-def at_l0(front: Front, l0: float) -> float | None:
-    """FVU between two points of a front, a straight line in the logarithms of both; None outside of it."""
-    for own, fvu in front.values():
-        if own == l0:
-            return fvu
-    for (low, above), (high, below) in pairwise(sorted(front.values())):
-        if low < l0 < high:
-            share = math.log(l0 / low) / math.log(high / low)
-            return math.exp((1 - share) * math.log(above) + share * math.log(below))
-    return None
-
-
 def paired_line(
     fronts: dict[tuple[str, str, int], Front], source: str, k: float, first: str, other: str
 ) -> list[str]:
@@ -357,7 +343,7 @@ def paired_line(
         if k not in ours or k not in theirs:
             continue
         for l0 in (ours[k][0], theirs[k][0]):
-            pair = at_l0(ours, l0), at_l0(theirs, l0)
+            pair = at_l0(sorted(ours.values()), l0), at_l0(sorted(theirs.values()), l0)
             if pair[0] is not None and pair[1] is not None:
                 differences.append(pair[0] - pair[1])
                 references.append(pair[1])

@@ -7,6 +7,7 @@ code = sae.encode(x)                      # x: [..., d_in] -> Code, ragged and s
 x_hat = sae.decode(code)
 ap.train(configs, source, out)            # many SAEs on one stream
 ap.evaluate(sae, source)                  # the measures, on held-out tokens
+ap.compare(saes, source)                  # methods at equal measured L0, with intervals
 ap.calibrate(sae.prefix(n), source)       # the first n features, meeting k again
 """
 
@@ -19,6 +20,7 @@ from .budgets import Budget, BudgetConfig
 from .calibrate import calibrate
 from .clock import END, Clock
 from .code import Code
+from .compare import compare
 from .errors import ApportionError
 from .evaluate import evaluate
 from .firing import Firing
@@ -62,6 +64,7 @@ __all__ = [
     "TrainConfig",
     "calibrate",
     "code_at",
+    "compare",
     "evaluate",
     "load",
     "recipe",

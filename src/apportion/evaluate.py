@@ -27,6 +27,7 @@ from .metrics import (
     Metric,
     MetricBatch,
     Oracle,
+    PerDocument,
     Reconstruction,
     Sparsity,
 )
@@ -71,6 +72,7 @@ def evaluate(
     model: LoadedModel | None = None,
     downstream_limit: int | None = 16_384,
     oracle: int | None = None,
+    per_document: bool = False,
     progress: bool = False,
 ) -> dict[str, Json]:
     """The measures of ``apportion.metrics`` for ``sae`` on a held-out part of ``source``.
@@ -86,6 +88,7 @@ def evaluate(
         downstream_limit: rows for that (a context is always finished), at most ``limit``; ``None`` for all.
         oracle: also measure how well the rule spends its budget, beside the best split with up to so many
             features per token, such as 256; ``None`` for not at all.
+        per_document: also the sums of every document, a list each, as ``PerDocument`` gives them.
         progress: show a bar on stderr.
 
     Returns:
@@ -93,7 +96,8 @@ def evaluate(
         ``l0``, ``l0_se``, ``l0_std``, ``l0_min``, ``l0_max``, ``l0_histogram``, ``fvu``,
         ``explained_variance``, ``cosine``, ``never_fires``, ``density_zero``, ``density_log10_edges``,
         ``density_histogram``, ``density_gini``; then ``tokens_per_s`` (encode and decode, wall time). With
-        ``oracle`` those of ``Oracle``: ``allocation_efficiency`` and what it comes from. With ``model`` those of
+        ``oracle`` those of ``Oracle``: ``allocation_efficiency`` and what it comes from; with ``per_document``
+        those of ``PerDocument``. With ``model`` those of
         ``CausalDownstream`` (``downstream_tokens``, ``ce_clean``, ``ce_patched``, ``ce_zero``, ``ce_score``,
         ``kl``) if it predicts next tokens, else of ``EncoderDownstream`` (``downstream_tokens``,
         ``hidden_error``, ``hidden_error_zero``).
@@ -114,7 +118,7 @@ def evaluate(
             "leave the model out or evaluate on a store of captured text"
         )
     with torch.no_grad():
-        result = _on_activations(sae, source, split, limit, oracle, progress)
+        result = _on_activations(sae, source, split, limit, oracle, per_document, progress)
         if model is not None and isinstance(source, ContextSource):
             limits = [rows for rows in (limit, downstream_limit) if rows is not None]
             result |= _in_model(sae, source, model, split, min(limits, default=None), progress)
@@ -164,11 +168,19 @@ def _join(batches: list[Batch]) -> Batch:
 
 
 def _on_activations(
-    sae: Codec, source: Source, split: Split, limit: int | None, oracle: int | None, progress: bool
+    sae: Codec,
+    source: Source,
+    split: Split,
+    limit: int | None,
+    oracle: int | None,
+    per_document: bool,
+    progress: bool,
 ) -> dict[str, Json]:
     device = _device(sae)
     read, best = _reader(sae, oracle)
     metrics: list[Metric] = [Sparsity(), Reconstruction(), FeatureDensity(sae.d_sae), *best]
+    if per_document:
+        metrics.append(PerDocument())
     blocks = tqdm(
         reblock(source.blocks(split, limit)),
         desc="evaluate",

@@ -154,7 +154,7 @@ def test_capture_and_evaluation_in_the_model(command: Command, tmp_path: Path) -
 def test_help_lists_the_commands_that_work(command: Command) -> None:
     shown = command("--help")
     assert shown.status == 0
-    for name in ("demo", "capture", "score", "train", "evaluate", "bench"):
+    for name in ("demo", "capture", "score", "train", "evaluate", "compare", "bench"):
         assert name in shown.out
         assert command(name, "--help").status == 0
 

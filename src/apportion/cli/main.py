@@ -11,6 +11,7 @@ import tyro
 from ..errors import ApportionError
 from .bench import Bench
 from .capture import Capture
+from .compare import Compare
 from .demo import Demo
 from .evaluate import Evaluate
 from .score import Score
@@ -22,6 +23,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "score": Score,
     "train": Train,
     "evaluate": Evaluate,
+    "compare": Compare,
     "bench": Bench,
 }
 

@@ -14,6 +14,7 @@ a known dictionary) and so have ``update`` methods and functions of their own sh
 from .base import Codec, Json, Metric, MetricBatch
 from .baselines import Pca, fit_pca, pca_fvu
 from .correlation import spearman
+from .documents import PerDocument
 from .downstream import CausalDownstream, EncoderDownstream
 from .features import FeatureDensity
 from .oracle import Oracle
@@ -31,6 +32,7 @@ __all__ = [
     "MetricBatch",
     "Oracle",
     "Pca",
+    "PerDocument",
     "Reconstruction",
     "Sparsity",
     "fit_pca",

@@ -1,0 +1,91 @@
+"""``apportion compare``: methods at equal measured L0, with intervals."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from ..activations import StoreSource, load_model
+from ..compare import compare, to_csv, to_json, to_markdown
+from ..errors import ApportionError, InvalidConfig
+from ..io import load_sae
+from .evaluate import check_model, sae_folders
+from .output import import_plugins, on_terminal, say
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compare:
+    """Compare methods at equal measured L0: all SAEs of some trainings, on the same held-out documents.
+
+    SAEs whose runs have one name, but for k and seed, are one method. Prints Markdown.
+    """
+
+    runs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUNS")]
+    """Folders of SAEs, or of trainings that hold several."""
+    data: str
+    """Store that they were trained on; documents are held out as the first SAE's training did."""
+    model: str | None = None
+    """Also put reconstructions back into this model: CE score and KL, or the error of its output."""
+    module: str | None = None
+    """Module to read, where the store holds several."""
+    limit: int | None = None
+    """Measure only the first so many held-out tokens."""
+    downstream_limit: int = 16_384
+    """Tokens for the measures in the model."""
+    oracle: int = 256
+    """How well each budget is spent, beside the best k per token up to this one; 0 for not at all."""
+    device: str = "cpu"
+    """Where the SAEs run."""
+    plugin: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """A .py file or module with rules of your own; its code is run (repeatable)."""
+    json: bool = False
+    """Print everything, each SAE included, as JSON."""
+    csv: bool = False
+    """Print a line per number as CSV."""
+
+    def run(self) -> int:
+        if self.json and self.csv:
+            raise InvalidConfig("--json and --csv were both given; choose one")
+        import_plugins(self.plugin)
+        folders = list(
+            {folder.resolve(): folder for run in self.runs for folder in sae_folders(Path(run))}.values()
+        )
+        heldout, split_seed = _split(folders)
+        source = StoreSource(self.data, self.module, heldout=heldout, split_seed=split_seed)
+        model = load_model(self.model) if self.model else None
+        if model is not None:
+            check_model(model, source)
+        comparison = compare(
+            {str(folder): folder for folder in folders},
+            source,
+            limit=self.limit,
+            model=model,
+            downstream_limit=self.downstream_limit,
+            oracle=self.oracle or None,
+            device=self.device,
+            progress=on_terminal(),
+        )
+        show = to_json if self.json else to_csv if self.csv else to_markdown
+        sys.stdout.write(show(comparison))
+        for name, reason in comparison.left_out.items():
+            say(f"apportion: {name} is left out: {' '.join(reason.split())}")
+        for note in comparison.notes:
+            say(f"note: {note}")
+        return 2 if comparison.left_out else 0
+
+
+def _split(folders: Sequence[Path]) -> tuple[float, int]:
+    """How the first SAE that says so held documents out."""
+    for folder in folders:
+        try:
+            trained = load_sae(folder).metadata.get("source", {})
+        except ApportionError:
+            continue  # `compare` says what is wrong with it
+        if "heldout" in trained:
+            return float(trained["heldout"]), int(trained.get("split_seed", 0))
+    return 0.2, 0

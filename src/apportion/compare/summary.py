@@ -1,0 +1,153 @@
+"""From single SAEs to methods: over seeds, at equal measured L0, and in pairs."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TypeAlias
+
+from .base import Difference, Level, Measured, Point
+from .fronts import Front, at_l0, common_l0, reaches
+from .intervals import Interval, over_documents, over_seeds
+from .origin import Seed
+
+LOGARITHMIC = ("fvu", "kl", "hidden_error")
+"""Measures that fall towards zero: read between two points of a front in their logarithm."""
+STRAIGHT = ("cosine", "ce_score")
+"""Measures that rise towards one: read on a straight line over log L0."""
+
+Sample: TypeAlias = Mapping[str, Mapping[str, float | None]]
+"""Measures by the name of the SAE, on all documents or on redrawn ones."""
+Reading: TypeAlias = Callable[[Sample], float | None]
+"""A number that a sample gives; None where it gives none."""
+
+
+class Summary:
+    """The tables of a comparison.
+
+    With two or more seeds, intervals are Student's t over seeds. With one, every reading is repeated on redrawn
+    documents, the L0 at which fronts are read included.
+
+    Args:
+        saes: of which no two have method, k and seed in common.
+        redrawn: L0 and FVU of every SAE on redrawn documents; empty where there are too few.
+        documents: how many were drawn.
+    """
+
+    def __init__(self, saes: Sequence[Measured], redrawn: Sequence[Sample] = (), documents: int = 0) -> None:
+        self.methods = list(dict.fromkeys(sae.method for sae in saes))
+        self.k = sorted({sae.k for sae in saes})
+        self._saes, self._redrawn, self._documents = saes, redrawn, documents
+        self._all: Sample = {sae.name: sae.measures for sae in saes}
+        self._fronts: dict[tuple[str, Seed], list[str]] = {}
+        for sae in saes:
+            self._fronts.setdefault((sae.method, sae.seed), []).append(sae.name)
+        self._read = [name for name in (*LOGARITHMIC, *STRAIGHT) if any(name in sae.measures for sae in saes)]
+
+    def seeds(self, *methods: str) -> list[Seed]:
+        """The seeds that all these methods have, in the order of the first's SAEs."""
+        own = [seed for method, seed in self._fronts if method == methods[0]]
+        return [seed for seed in own if all((method, seed) in self._fronts for method in methods)]
+
+    def points(self) -> Iterator[Point]:
+        """Every method at every k that it has."""
+        for method, k in itertools.product(self.methods, self.k):
+            group = [sae for sae in self._saes if (sae.method, sae.k) == (method, k)]
+            measures = {}
+            for measure in dict.fromkeys(name for sae in group for name in sae.measures):
+                readings: list[Reading] = [_measure_of(sae.name, measure) for sae in group]
+                if (value := self._interval(readings)) is not None:
+                    measures[measure] = value
+            if group:
+                yield Point(method, k, measures)
+
+    def levels(self) -> Iterator[Level]:
+        """Every method at the L0 nearest to each k that all methods near it reach with the same seed."""
+        for measure, k, method in itertools.product(self._read, self.k, self.methods):
+            readings: list[Reading] = []
+            places = []
+            for seed in self.seeds(method):
+                reading = self._level(method, seed, measure, k)
+                if reading(self._all) is not None:
+                    readings.append(reading)
+                    places.append(self._place(self._all, seed, k))
+            if (value := self._interval(readings)) is not None:
+                yield Level(method, k, statistics.fmean(places), measure, value)
+
+    def differences(self) -> Iterator[Difference]:
+        """Every method less each of those before it, at the L0 nearest to each k that both reach."""
+        pairs = list(itertools.combinations(self.methods, 2))
+        for measure, (reference, method), k in itertools.product(self._read, pairs, self.k):
+            readings: list[Reading] = []
+            bases, places = [], []
+            for seed in self.seeds(reference, method):
+                reading = self._difference(reference, method, seed, measure, k)
+                if reading(self._all) is not None:
+                    readings.append(reading)
+                    place = self._shared(self._all, (reference, method), seed, k)
+                    base = self._at(self._all, reference, seed, measure, place)
+                    assert place is not None and base is not None
+                    places.append(place)
+                    bases.append(base)
+            if (value := self._interval(readings)) is not None:
+                base = statistics.fmean(bases)
+                share = value.mean / base if base else None
+                l0 = statistics.fmean(places)
+                yield Difference(method, reference, k, l0, measure, value, share, value.excludes_zero)
+
+    def _interval(self, readings: Sequence[Reading]) -> Interval | None:
+        """Over the readings, one per seed; of a single one, over documents if it can be redrawn."""
+        values = [value for reading in readings if (value := reading(self._all)) is not None]
+        if len(values) != 1:
+            return over_seeds(values) if values else None
+        redrawn = []
+        for sample in self._redrawn:
+            value = readings[0](sample) if len(readings) == 1 else None
+            if value is None:
+                return over_seeds(values)
+            redrawn.append(value)
+        return over_documents(values[0], redrawn, self._documents) if redrawn else over_seeds(values)
+
+    def _level(self, method: str, seed: Seed, measure: str, k: float) -> Reading:
+        return lambda sample: self._at(sample, method, seed, measure, self._place(sample, seed, k))
+
+    def _difference(self, reference: str, method: str, seed: Seed, measure: str, k: float) -> Reading:
+        def read(sample: Sample) -> float | None:
+            place = self._shared(sample, (reference, method), seed, k)
+            first, second = (self._at(sample, name, seed, measure, place) for name in (reference, method))
+            return None if first is None or second is None else second - first
+
+        return read
+
+    def _place(self, sample: Sample, seed: Seed, k: float) -> float:
+        """Where methods are read near k: at k itself if they have no L0 near it in common."""
+        near = [method for method, own in self._fronts if own == seed and self._near(method, seed, k)]
+        found = common_l0(k, [self._front(sample, method, seed) for method in near])
+        return k if found is None else found
+
+    def _shared(self, sample: Sample, methods: Sequence[str], seed: Seed, k: float) -> float | None:
+        if not all(self._near(method, seed, k) for method in methods):
+            return None
+        return common_l0(k, [self._front(sample, method, seed) for method in methods])
+
+    def _near(self, method: str, seed: Seed, k: float) -> bool:
+        """Whether a front comes near k as it was measured; redrawn it may end farther from it."""
+        return reaches(self._front(self._all, method, seed), k)
+
+    def _at(self, sample: Sample, method: str, seed: Seed, measure: str, l0: float | None) -> float | None:
+        if l0 is None:
+            return None
+        return at_l0(self._front(sample, method, seed, measure), l0, measure in LOGARITHMIC)
+
+    def _front(self, sample: Sample, method: str, seed: Seed, measure: str = "l0") -> Front:
+        points = [
+            (l0, value)
+            for name in self._fronts[method, seed]
+            if (l0 := sample[name].get("l0")) is not None and (value := sample[name].get(measure)) is not None
+        ]
+        return sorted(points)
+
+
+def _measure_of(name: str, measure: str) -> Reading:
+    return lambda sample: sample[name].get(measure)
