@@ -17,10 +17,11 @@ import statistics
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
-from itertools import pairwise, product
+from itertools import product
 from pathlib import Path
 from typing import Any
 
+from fronts import Front, at_l0
 from guides import Guides, GuidesSpec
 from pydantic import Field, model_validator
 from rows import CACHE, HERE, append, rows_in
@@ -316,10 +317,6 @@ def table(suite: Suite, rows: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-Front = dict[float, tuple[float, float]]
-"""Measured L0 and FVU of one recipe on one source with one seed, by k."""
-
-
 def fronts_of(groups: dict[tuple[str, str, float], list[dict[str, Any]]]) -> dict[tuple[str, str, int], Front]:
     """The fronts by source, recipe and seed."""
     fronts: dict[tuple[str, str, int], Front] = defaultdict(dict)
@@ -327,18 +324,6 @@ def fronts_of(groups: dict[tuple[str, str, float], list[dict[str, Any]]]) -> dic
         for row in rows:
             fronts[source, recipe, row["seed"]][k] = row["measures"]["l0"], row["measures"]["fvu"]
     return fronts
-
-
-def at_l0(front: Front, l0: float) -> float | None:
-    """FVU between two points of a front, a straight line in the logarithms of both; None outside of it."""
-    for own, fvu in front.values():
-        if own == l0:
-            return fvu
-    for (low, above), (high, below) in pairwise(sorted(front.values())):
-        if low < l0 < high:
-            share = math.log(l0 / low) / math.log(high / low)
-            return math.exp((1 - share) * math.log(above) + share * math.log(below))
-    return None
 
 
 def paired_line(
