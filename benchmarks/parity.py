@@ -209,7 +209,7 @@ class Bench:
         top, bottom = (min(round(l0 * (1 + part), 2), self.setting.d_sae) for part in (ABOUT, -ABOUT))
         # A price ends a hair above its k, and a threshold of zero lets no more through: train at the upper end.
         k = self.setting.k if comparison.price is None else top
-        run, levels = self.run_config(comparison, k), sorted({top, bottom} - {k})
+        run, levels = self.run_config(comparison, k), [] if l0 == k else sorted({top, bottom} - {k})
         dump = run.model_dump(mode="json")
         identity = {"side": "apportion", "run": dump, "levels": levels, "against": theirs["key"]}
         facts = {"comparison": comparison.name, "against": theirs["key"], "k": k}
