@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PEERS  := .venv-peers
 
-.PHONY: venv demo test lint test-slow peers bench quality clean
+.PHONY: venv demo test lint test-slow peers bench quality parity clean
 
 venv: $(STAMP)
 
@@ -45,6 +45,10 @@ bench: venv
 
 quality: venv
 	$(BIN)/python benchmarks/quality.py benchmarks/quality.json
+
+# Our baselines beside the trainers of sae-lens; hours, goes on where it was stopped.
+parity: $(PEERS)/.installed
+	$(PEERS)/bin/python benchmarks/parity.py
 
 clean:
 	rm -rf $(VENV) $(PEERS) .mypy_cache .ruff_cache .pytest_cache

@@ -1,4 +1,4 @@
-"""On step one, from the same weights and batch, loss and gradients are those of sae-lens."""
+"""From the same weights and batches, losses, gradients and weights are those of sae-lens."""
 
 from __future__ import annotations
 
@@ -8,17 +8,22 @@ import torch
 pytestmark = pytest.mark.peers
 sae_lens = pytest.importorskip("sae_lens", reason="needs the extra `peers` (make peers)")
 
+from sae_lens.config import SAETrainerConfig  # noqa: E402
 from sae_lens.saes.batchtopk_sae import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig  # noqa: E402
 from sae_lens.saes.sae import TrainStepInput  # noqa: E402
 from sae_lens.saes.topk_sae import TopKTrainingSAE, TopKTrainingSAEConfig  # noqa: E402
+from sae_lens.training.sae_trainer import SAETrainer  # noqa: E402
 
 from apportion.allocators import AllocatorConfig  # noqa: E402
 from apportion.clock import Clock  # noqa: E402
 from apportion.sae import SAEConfig  # noqa: E402
-from apportion.training import Run, RunConfig  # noqa: E402
+from apportion.schedules import WarmupDecay  # noqa: E402
+from apportion.training import Run, RunConfig, train_step  # noqa: E402
+from apportion.training.decoder_norm import project_gradient, renormalise  # noqa: E402
 from apportion.training.step import losses_of  # noqa: E402
 
-D_IN, D_SAE, K, N = 64, 512, 16, 256
+D_IN, D_SAE, K, N, STEPS = 64, 512, 16, 256, 10
+LR = WarmupDecay(peak=1e-3, warmup=0.3, decay=0.4)
 PEERS = {
     "token_choice": (TopKTrainingSAE, TopKTrainingSAEConfig),
     "mutual_choice": (BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig),
@@ -28,7 +33,8 @@ PEERS = {
 def ours(kind: str) -> Run:
     config = AllocatorConfig.members[kind].for_k(K)
     run = Run(
-        RunConfig(sae=SAEConfig(d_in=D_IN, d_sae=D_SAE, allocator=config), dead_after=1000), torch.zeros(D_IN)
+        RunConfig(sae=SAEConfig(d_in=D_IN, d_sae=D_SAE, allocator=config), lr=LR, dead_after=10_000),
+        torch.zeros(D_IN),
     )
     g = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -88,3 +94,41 @@ def test_first_step_agrees_with_sae_lens(kind):
 
 def _dense(acts: torch.Tensor) -> torch.Tensor:
     return acts.to_dense() if acts.is_sparse else acts
+
+
+@pytest.mark.parametrize("kind", PEERS)
+def test_ten_steps_agree_with_sae_lens(kind):
+    """Schedule, clipping, Adam and the rule itself, over time; their decoder is held to unit norm as ours is."""
+    run = ours(kind)
+    peer = theirs(kind, run)
+    trainer = SAETrainer(
+        SAETrainerConfig(
+            total_training_samples=STEPS * N,
+            train_batch_size_samples=N,
+            lr=LR.peak,
+            lr_end=LR.peak,
+            lr_warm_up_steps=round(LR.warmup * STEPS),
+            lr_decay_steps=round(LR.decay * STEPS),
+        ),
+        peer,
+        iter(()),
+    )
+    peer.W_dec.register_post_accumulate_grad_hook(project_gradient)
+    trainer.optimizer.register_step_post_hook(lambda *_: renormalise(peer.W_dec))
+    g = torch.Generator().manual_seed(2)
+    before = {name: part.clone() for name, part in parts_of(run).items()}
+    for number in range(STEPS):
+        x = 3 * torch.randn(N, D_IN, generator=g)
+        lr = trainer.optimizer.param_groups[0]["lr"]
+        wanted = trainer.step(x)
+        trainer.n_training_steps += 1
+        result = train_step(run, x, Clock(number, STEPS))
+        assert result.lr == pytest.approx(lr, rel=1e-12)
+        torch.testing.assert_close(result.losses["reconstruction"], wanted.loss.detach(), rtol=1e-5, atol=0)
+    for name, part in parts_of(run).items():
+        apart, moved = (part - getattr(peer, name)).norm(), (part - before[name]).norm()
+        assert apart <= 1e-4 * moved, f"{name}: {apart:.2e} of {moved:.2e}"
+
+
+def parts_of(run: Run) -> dict[str, torch.Tensor]:
+    return {name: getattr(run.sae, name).detach() for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
