@@ -32,7 +32,7 @@ test-slow: venv
 
 # Agreement with the field's own code, in an environment of its own.
 peers: $(PEERS)/.installed
-	$(PEERS)/bin/python -m pytest -q -m peers
+	$(PEERS)/bin/python -m pytest -q -m peers tests/peers
 
 $(PEERS)/.installed: pyproject.toml constraints.txt
 	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
