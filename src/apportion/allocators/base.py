@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from ..affinities import Affinities, Everything, Ordered, Pairs, Survey
@@ -52,6 +53,21 @@ class AllocatorConfig(Kind, abc.ABC):
 
     @abc.abstractmethod
     def build(self, *, d_in: int, d_sae: int) -> Allocator: ...
+
+
+class OneKnob(AllocatorConfig):
+    """The config of a rule whose budget is its field ``k``, any positive number."""
+
+    k: float = Field(gt=0)
+
+    @property
+    def mean_k(self) -> float:
+        return self.k
+
+    @classmethod
+    def for_k(cls: type[_C], k: float) -> _C:
+        kind = cls.model_fields["kind"].default
+        return cls.parse({"k": k}, kind)
 
 
 class Allocation(NamedTuple):

@@ -17,14 +17,14 @@ from ..firing import Firing
 from ..ops.zipf import FEWEST, fit_zipf, project_quotas, ranks, whole_quotas
 from ..trace import Dictionary, Trace
 from ..world import SOLO, World
-from .base import Allocation, Allocator, AllocatorConfig, code_at
+from .base import Allocation, Allocator, OneKnob, code_at
 from .feature_threshold import FeatureThreshold, FeatureThresholdConfig
 
 _FIRINGS = 2
 """Firings that a feature must have seen on average before the curve of all is fitted."""
 
 
-class FeatureChoiceConfig(AllocatorConfig):
+class FeatureChoiceConfig(OneKnob):
     """Quotas per feature.
 
     Attributes:
@@ -40,21 +40,12 @@ class FeatureChoiceConfig(AllocatorConfig):
     """
 
     kind: Literal["feature_choice"] = "feature_choice"
-    k: float = Field(gt=0)
     quotas: Literal["zipf", "uniform"] = "zipf"
     warmup: float = Field(default=0.1, ge=0, lt=1)
     refresh_every: int = Field(default=8, gt=0)
     horizon: int = Field(default=100_000, gt=0)
     at_least: Literal[0, 1] | None = None
     scope: Scope = "rank"
-
-    @property
-    def mean_k(self) -> float:
-        return self.k
-
-    @classmethod
-    def for_k(cls, k: float) -> FeatureChoiceConfig:
-        return cls.parse({"k": k}, "feature_choice")
 
     def check(self, n_steps: int, batch_size: int, d_sae: int) -> None:
         self.smallest_quota(batch_size, d_sae)

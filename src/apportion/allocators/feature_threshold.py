@@ -5,29 +5,19 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from ..affinities import Affinities, Ordered, Survey
 from ..clock import END, Clock
 from ..errors import InvalidInput
-from .base import Allocation, Allocator, AllocatorConfig, Calibration, code_at, measured
+from .base import Allocation, Allocator, Calibration, OneKnob, code_at, measured
 
 
-class FeatureThresholdConfig(AllocatorConfig):
+class FeatureThresholdConfig(OneKnob):
     """Thresholds fitted to each feature's density, and then together to give ``k`` features per token."""
 
     inference_only: ClassVar[bool] = True
     kind: Literal["feature_threshold"] = "feature_threshold"
-    k: float = Field(gt=0)
-
-    @property
-    def mean_k(self) -> float:
-        return self.k
-
-    @classmethod
-    def for_k(cls, k: float) -> FeatureThresholdConfig:
-        return cls.parse({"k": k}, "feature_threshold")
 
     def build(self, *, d_in: int, d_sae: int) -> FeatureThreshold:
         return FeatureThreshold(self, d_sae=d_sae)

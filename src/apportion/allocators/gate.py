@@ -5,29 +5,19 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from ..affinities import Affinities, Ordered, Survey
 from ..clock import END, Clock
 from ..ops.cut import Largest, fit_cut
-from .base import Allocation, Allocator, AllocatorConfig, Calibration, code_of, measured
+from .base import Allocation, Allocator, Calibration, OneKnob, code_of, measured
 
 
-class GateConfig(AllocatorConfig):
+class GateConfig(OneKnob):
     """A threshold on the gate, fitted to give ``k`` features per token."""
 
     inference_only: ClassVar[bool] = True
     kind: Literal["gate"] = "gate"
-    k: float = Field(gt=0)
-
-    @property
-    def mean_k(self) -> float:
-        return self.k
-
-    @classmethod
-    def for_k(cls, k: float) -> GateConfig:
-        return cls.parse({"k": k}, "gate")
 
     def build(self, *, d_in: int, d_sae: int) -> Gate:
         return Gate(self, d_sae=d_sae)

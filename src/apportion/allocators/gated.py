@@ -13,11 +13,11 @@ from ..clock import END, Clock
 from ..code import MatrixCode
 from ..ops.gated import gated
 from ..trace import Dictionary, Penalty, Trace
-from .base import Allocation, Allocator, AllocatorConfig, code_of
+from .base import Allocation, Allocator, OneKnob, code_of
 from .gate import Gate, GateConfig
 
 
-class GatedConfig(AllocatorConfig):
+class GatedConfig(OneKnob):
     """A gate, and its price.
 
     Attributes:
@@ -27,16 +27,7 @@ class GatedConfig(AllocatorConfig):
     """
 
     kind: Literal["gated"] = "gated"
-    k: float = Field(gt=0)
     rows: float = Field(default=0.25, gt=0, le=1)
-
-    @property
-    def mean_k(self) -> float:
-        return self.k
-
-    @classmethod
-    def for_k(cls, k: float) -> GatedConfig:
-        return cls.parse({"k": k}, "gated")
 
     def build(self, *, d_in: int, d_sae: int) -> Gated:
         return Gated(self, d_sae=d_sae)

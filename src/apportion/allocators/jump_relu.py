@@ -13,11 +13,11 @@ from ..affinities import Affinities, Ordered
 from ..clock import END, Clock
 from ..ops.ste import jump
 from ..trace import Penalty
-from .base import Allocation, Allocator, AllocatorConfig, code_of
+from .base import Allocation, Allocator, OneKnob, code_of
 from .scaled_thresholds import ScaledThresholds, ScaledThresholdsConfig
 
 
-class JumpReLUConfig(AllocatorConfig):
+class JumpReLUConfig(OneKnob):
     """Thresholds and the window that they are learned in.
 
     Attributes:
@@ -29,18 +29,9 @@ class JumpReLUConfig(AllocatorConfig):
     """
 
     kind: Literal["jump_relu"] = "jump_relu"
-    k: float = Field(gt=0)
     theta: float = Field(default=1e-3, gt=0)
     width: float = Field(default=1e-3, gt=0)
     pace: float = Field(default=1.0, gt=0)
-
-    @property
-    def mean_k(self) -> float:
-        return self.k
-
-    @classmethod
-    def for_k(cls, k: float) -> JumpReLUConfig:
-        return cls.parse({"k": k}, "jump_relu")
 
     def build(self, *, d_in: int, d_sae: int) -> JumpReLU:
         return JumpReLU(self, d_in=d_in, d_sae=d_sae)

@@ -14,11 +14,11 @@ from ..clock import END, Clock
 from ..firing import Firing
 from ..trace import Dictionary, Trace
 from ..world import SOLO, World
-from .base import Allocation, Allocator, AllocatorConfig, code_at
+from .base import Allocation, Allocator, OneKnob, code_at
 from .threshold import Threshold, ThresholdConfig
 
 
-class MutualChoiceConfig(AllocatorConfig):
+class MutualChoiceConfig(OneKnob):
     """Top k n per batch.
 
     Attributes:
@@ -28,17 +28,8 @@ class MutualChoiceConfig(AllocatorConfig):
     """
 
     kind: Literal["mutual_choice"] = "mutual_choice"
-    k: float = Field(gt=0)
     memory: float = Field(default=0.99, ge=0, lt=1)
     scope: Scope = "rank"
-
-    @property
-    def mean_k(self) -> float:
-        return self.k
-
-    @classmethod
-    def for_k(cls, k: float) -> MutualChoiceConfig:
-        return cls.parse({"k": k}, "mutual_choice")
 
     def build(self, *, d_in: int, d_sae: int) -> MutualChoice:
         return MutualChoice(self)

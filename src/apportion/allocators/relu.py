@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from ..affinities import Affinities
@@ -15,14 +14,14 @@ from ..firing import Firing
 from ..schedules import Constant, Schedule
 from ..trace import Dictionary, Penalty, Trace
 from ..world import SOLO, World
-from .base import Allocation, Allocator, AllocatorConfig, code_of
+from .base import Allocation, Allocator, OneKnob, code_of
 from .threshold import Threshold, ThresholdConfig
 
 _FLOOR = 1e-3
 """Of the mean value: smaller ones count as this, or the gradient of z^p would have no bound."""
 
 
-class ReLUConfig(AllocatorConfig):
+class ReLUConfig(OneKnob):
     """A penalty on values.
 
     Attributes:
@@ -31,16 +30,7 @@ class ReLUConfig(AllocatorConfig):
     """
 
     kind: Literal["relu"] = "relu"
-    k: float = Field(gt=0)
     p: Open[Schedule] = Constant(value=1.0)
-
-    @property
-    def mean_k(self) -> float:
-        return self.k
-
-    @classmethod
-    def for_k(cls, k: float) -> ReLUConfig:
-        return cls.parse({"k": k}, "relu")
 
     def build(self, *, d_in: int, d_sae: int) -> ReLU:
         return ReLU(self)

@@ -5,32 +5,22 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from ..affinities import Affinities, Ordered, Survey
 from ..clock import END, Clock
 from ..ops.cut import Largest, fit_cut
-from .base import Allocation, Allocator, AllocatorConfig, Calibration, code_at, measured
+from .base import Allocation, Allocator, Calibration, OneKnob, code_at, measured
 
 _LEAST = 1e-6
 """Smallest factor: thresholds stay above zero."""
 
 
-class ScaledThresholdsConfig(AllocatorConfig):
+class ScaledThresholdsConfig(OneKnob):
     """Thresholds that are given, times one factor that gives ``k`` features per token."""
 
     inference_only: ClassVar[bool] = True
     kind: Literal["scaled_thresholds"] = "scaled_thresholds"
-    k: float = Field(gt=0)
-
-    @property
-    def mean_k(self) -> float:
-        return self.k
-
-    @classmethod
-    def for_k(cls, k: float) -> ScaledThresholdsConfig:
-        return cls.parse({"k": k}, "scaled_thresholds")
 
     def build(self, *, d_in: int, d_sae: int) -> ScaledThresholds:
         return ScaledThresholds(self, d_sae=d_sae)

@@ -5,29 +5,19 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from ..affinities import Affinities, Survey
 from ..clock import END, Clock
 from ..ops.cut import Largest, fit_cut
-from .base import Allocation, Allocator, AllocatorConfig, Calibration, code_at, measured
+from .base import Allocation, Allocator, Calibration, OneKnob, code_at, measured
 
 
-class ThresholdConfig(AllocatorConfig):
+class ThresholdConfig(OneKnob):
     """One threshold for all features, fitted to give ``k`` features per token."""
 
     inference_only: ClassVar[bool] = True
     kind: Literal["threshold"] = "threshold"
-    k: float = Field(gt=0)
-
-    @property
-    def mean_k(self) -> float:
-        return self.k
-
-    @classmethod
-    def for_k(cls, k: float) -> ThresholdConfig:
-        return cls.parse({"k": k}, "threshold")
 
     def build(self, *, d_in: int, d_sae: int) -> Threshold:
         return Threshold(self)
