@@ -258,7 +258,7 @@ class Bench:
         self, comparison: Comparison, run: ap.RunConfig, sae: dict[str, Any], trainer: dict[str, Any]
     ) -> Row:
         # A minute of imports, which a table does not need.
-        from peers import train_peer
+        from sae_lens_peer import train_peer
 
         first = next(self.batches())
         scale = input_scale(first)

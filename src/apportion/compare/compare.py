@@ -84,13 +84,9 @@ def compare(
                 per_document=spread is not None,
                 progress=progress,
             )
-            found[name] = _Found(
-                origin_of(name, sae), sae.d_sae, "source" in sae.metadata, _numbers(sae, measures), measures
-            )
-        except ApportionError as error:
-            left_out[name] = str(error)
+            found[name] = _Found.of(name, sae, measures)
         except Exception as error:  # a rule from outside may fail in any way, and the others are hours of work
-            left_out[name] = f"measuring it failed ({type(error).__name__}: {error}); correct its rule"
+            left_out[name] = _reason(error)
     measured = _distinct(found, left_out)
     if not measured:
         name, reason = next(iter(left_out.items()))
@@ -107,6 +103,17 @@ class _Found:
     tells_source: bool
     numbers: dict[str, float | None]
     measures: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, name: str, sae: SAE, measures: Mapping[str, Any]) -> _Found:
+        return cls(origin_of(name, sae), sae.d_sae, "source" in sae.metadata, _numbers(sae, measures), measures)
+
+
+def _reason(error: Exception) -> str:
+    """Why an SAE is left out, in one sentence."""
+    if isinstance(error, ApportionError):
+        return str(error)
+    return f"measuring it failed ({type(error).__name__}: {error}); correct its rule"
 
 
 def _check_width(sae: SAE, found: Mapping[str, _Found]) -> None:
