@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PEERS  := .venv-peers
 
-.PHONY: venv demo test lint test-slow peers bench quality parity clean
+.PHONY: venv demo test lint test-slow peers bench quality parity speed clean
 
 venv: $(STAMP)
 
@@ -38,6 +38,8 @@ $(PEERS)/.installed: pyproject.toml constraints.txt
 	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
 	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[peers]' pytest
+# nnsight asks for torchvision and uses none of it; the build for CUDA does not load beside torch for the CPU.
+	$(PEERS)/bin/python -m pip uninstall --quiet --yes torchvision
 	touch $@
 
 bench: venv
@@ -49,6 +51,11 @@ quality: venv
 # Our baselines beside the trainers of sae-lens; hours, goes on where it was stopped.
 parity: $(PEERS)/.installed
 	$(PEERS)/bin/python benchmarks/parity.py
+
+# A training step beside those of three other libraries; minutes, rewrites its section of docs/speed.md.
+speed: $(PEERS)/.installed
+	$(PEERS)/bin/python benchmarks/peers.py
+	$(PEERS)/bin/python benchmarks/peers.py --write
 
 clean:
 	rm -rf $(VENV) $(PEERS) .mypy_cache .ruff_cache .pytest_cache

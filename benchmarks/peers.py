@@ -1,6 +1,6 @@
 """A training step here and in other libraries, side by side in one run, as multiples of the encoder's product.
 
-    python benchmarks/peers.py                # measures, minutes; needs the extra `peers` (make peers-step)
+    python benchmarks/peers.py                # measures, minutes; needs the extra `peers` (`make speed`)
     python benchmarks/peers.py --write        # table and chart into docs/ from the results there are
 
 Every library takes the step that its own trainer takes, with its own defaults, on the same Gaussian batch; no
@@ -71,14 +71,8 @@ def measure(d_in: int, d_sae: int, k: int, batch: int, rounds: int) -> dict[str,
             times = {name: [] for name in times}
     floor = min((times[label] for label in floors), key=statistics.median)
     product = statistics.median(floor)
-    rows = [
-        {
-            "step": name,
-            "seconds": statistics.median(times[name]),
-            "ratio": statistics.median(times[name]) / product,
-        }
-        for name in steps
-    ]
+    medians = {name: statistics.median(times[name]) for name in steps}
+    rows = [{"step": name, "seconds": taken, "ratio": taken / product} for name, taken in medians.items()]
     return {
         "shape": {"d_in": d_in, "d_sae": d_sae, "k": k, "batch": batch, "rounds": rounds, "dtype": "float32"},
         "product_s": product,
