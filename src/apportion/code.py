@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .errors import InvalidInput
+from .ops.spmm import rows_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,11 +62,7 @@ class Code:
     @property
     def rows(self) -> Tensor:
         """[nnz] int64: the token of each entry."""
-        return torch.repeat_interleave(
-            torch.arange(self.n, device=self.offsets.device),
-            self.offsets.diff(),
-            output_size=len(self.indices),
-        )
+        return rows_of(self.offsets, len(self.indices))
 
     @property
     def matrix(self) -> Tensor | None:
