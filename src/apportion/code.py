@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .errors import InvalidInput
-from .ops.spmm import rows_of
+from .ops.spmm import offsets_of, rows_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,9 +42,7 @@ class Code:
             rows, features: [nnz] int64.
             values: [nnz].
         """
-        offsets = torch.zeros(n + 1, dtype=torch.int64, device=rows.device)
-        torch.cumsum(torch.bincount(rows, minlength=n), 0, out=offsets[1:])
-        return cls(values, features, offsets, d_sae, (n,))
+        return cls(values, features, offsets_of(rows, n), d_sae, (n,))
 
     @classmethod
     def from_dense(cls, z: Tensor) -> Code:

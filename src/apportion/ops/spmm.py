@@ -21,9 +21,14 @@ class Grouped(NamedTuple):
 
 def group_by(keys: Tensor, n_keys: int) -> Grouped:
     """Sort entries by ``keys [nnz]`` (int64, below ``n_keys``), stably."""
+    return Grouped(torch.sort(keys, stable=True).indices, offsets_of(keys, n_keys))
+
+
+def offsets_of(keys: Tensor, n_keys: int) -> Tensor:
+    """[n_keys + 1] int64: where the entries of each key begin once they are sorted by ``keys [nnz]``."""
     offsets = torch.zeros(n_keys + 1, dtype=torch.int64, device=keys.device)
     torch.cumsum(torch.bincount(keys, minlength=n_keys), 0, out=offsets[1:])
-    return Grouped(torch.sort(keys, stable=True).indices, offsets)
+    return offsets
 
 
 def spmm(offsets: Tensor, columns: Tensor, values: Tensor, dense: Tensor) -> Tensor:

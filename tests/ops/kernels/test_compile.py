@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from apportion.ops.kernels import ragged
+from apportion.ops.kernels import largest, ragged
 
 def compiled(kernel, signature, **constants):
     names = [name for name in kernel.arg_names if name not in constants]
@@ -30,6 +30,11 @@ for dtype in ("fp32", "bf16"):
                  ADD=add, SUM=tl.float32, ENTRIES=8, BLOCK=512)
     compiled(ragged._gather_dot, f"*fp32 *{dtype} *i64 *{dtype} *i64 i64 i32 i64 i64",
              SUM=tl.float32, ENTRIES=8, BLOCK=512)
+    compiled(largest._row_floors, f"*fp32 *{dtype} *i64 i32 i64", GROUPS=1024, TOP=31)
+    compiled(largest._count_above, f"*i64 *{dtype} *fp32 i32 i64 i64 i32", BLOCK=2048)
+    compiled(largest._list_above, f"*i64 *i64 *i64 *{dtype} *fp32 i32 i64 i64 i32", BLOCK=2048)
+compiled(largest._keep_largest, "*i1 *fp32 *i64 *i64", INTEGER=tl.int32, TOP=31, BLOCK=256)
+compiled(largest._keep_largest, "*i1 *fp64 *i64 *i64", INTEGER=tl.int64, TOP=63, BLOCK=256)
 """
 
 
