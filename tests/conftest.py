@@ -12,6 +12,9 @@ from apportion.sae import SAE, SAEConfig
 
 # Nothing may be fetched: models and text come from what is installed.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Without a card kernels are interpreted; Triton looks at this when it is first imported.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 def make_sae(

@@ -37,7 +37,7 @@ OPTIONAL = {
     "textstat": {"complexity/readability.py"},
     "sklearn": {"complexity/probe.py"},
     "scipy": {"complexity/probe.py"},
-    "triton": set(),
+    "triton": {"ops/kernels/largest.py", "ops/kernels/ragged.py"},
     "sae_lens": set(),
 }
 

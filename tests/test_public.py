@@ -23,9 +23,15 @@ def test_the_names_of_the_first_day():
     assert all(hasattr(ap, name) for name in ap.__all__)
 
 
+def imported(name: str):
+    if name.startswith("apportion.ops.kernels."):
+        pytest.importorskip("triton", reason="Triton is not installed")
+    return importlib.import_module(name)
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_every_module_and_public_definition_says_what_it_is(name):
-    module = importlib.import_module(name)
+    module = imported(name)
     assert module.__doc__, f"{name} has no docstring"
     for node in ast.parse(Path(module.__file__ or "").read_text()).body:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
@@ -34,7 +40,7 @@ def test_every_module_and_public_definition_says_what_it_is(name):
 
 @pytest.mark.parametrize("name", MODULES)
 def test_examples_in_docstrings_run(name):
-    assert doctest.testmod(importlib.import_module(name)).failed == 0
+    assert doctest.testmod(imported(name)).failed == 0
 
 
 def test_nothing_in_the_package_prints_or_unpickles():

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .errors import InvalidInput
+from .ops.spmm import offsets_of, rows_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,9 +42,7 @@ class Code:
             rows, features: [nnz] int64.
             values: [nnz].
         """
-        offsets = torch.zeros(n + 1, dtype=torch.int64, device=rows.device)
-        torch.cumsum(torch.bincount(rows, minlength=n), 0, out=offsets[1:])
-        return cls(values, features, offsets, d_sae, (n,))
+        return cls(values, features, offsets_of(rows, n), d_sae, (n,))
 
     @classmethod
     def from_dense(cls, z: Tensor) -> Code:
@@ -61,11 +60,7 @@ class Code:
     @property
     def rows(self) -> Tensor:
         """[nnz] int64: the token of each entry."""
-        return torch.repeat_interleave(
-            torch.arange(self.n, device=self.offsets.device),
-            self.offsets.diff(),
-            output_size=len(self.indices),
-        )
+        return rows_of(self.offsets, len(self.indices))
 
     @property
     def matrix(self) -> Tensor | None:

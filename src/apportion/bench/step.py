@@ -7,7 +7,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from ..errors import InvalidConfig
 from ..recipes import adjusted, find_recipe
 from ..spans import listening
 from ..training import Run, RunConfig, train_step
+from .card import DTYPES, Dtype, check_device, probes, rates, work_of_step
 from .timing import NOISE, products, spread, timed
 
 PARTS = (
@@ -39,6 +40,8 @@ def bench_step(
     memory: bool = False,
     aux_dead: float = 0.05,
     settings: Sequence[str] = (),
+    device: Literal["cpu", "cuda"] = "cpu",
+    dtype: Dtype = "float32",
 ) -> list[dict[str, Any]]:
     """Time steps of each recipe, and the product ``x @ W_enc + b_enc``, interleaved.
 
@@ -47,21 +50,29 @@ def bench_step(
     is a second, ``RECIPE+LOSS``, with densities on a Zipf curve and the share ``aux_dead`` of the features dead.
     A rule that comes to its k by a price is put there first, by a shift of the encoder's biases; a row of its
     own, ``RECIPE, dense``, is of its first steps, when about half of the affinities are above zero. ``settings``
-    change a recipe, as ``RECIPE.FIELD=VALUE``.
+    change a recipe, as ``RECIPE.FIELD=VALUE``. ``dtype`` is that of the product, in the steps and alone.
 
     Returns:
         A row per recipe: ``recipe, step_s, product_s, ratio, tokens_per_s``; ``product_spread`` and ``noisy``
         (the middle 80 % of the product's times lie more than 10 % apart); with ``parts`` the parts in seconds;
-        with ``memory`` the peak beyond weights, gradients and optimiser state, as a multiple of the affinities.
+        with ``memory`` the peak beyond weights, gradients and optimiser state, as a multiple of the affinities;
+        on a card what ``card.rates`` says. Times are then the card's own.
+
+    Raises:
+        InvalidConfig: a size is not positive, or ``device`` is not here or cannot give ``parts`` or ``memory``.
     """
+    check_device(device, parts=parts, memory=memory)
     if min(rounds, batch, d_in, d_sae) < 1:
         raise InvalidConfig(
             f"rounds = {rounds}, batch = {batch}, d_in = {d_in}, d_sae = {d_sae} must be positive"
         )
     x = torch.randn(batch, d_in, generator=torch.Generator().manual_seed(12_345))  # no direction's own stream
+    x = x.to(device)
     runs = {}
     for name in recipes:
         config = adjusted(find_recipe(name).make(d_in, d_sae, k, 0), name, settings, recipes)
+        if dtype != "float32":  # else as the recipe or the settings say
+            config = config.model_copy(update={"precision": dtype})
         runs[name] = _prepared(config, x, dead=0.0)
         if runs[name].sae.trace(x).penalty is not None:
             runs[f"{name}, dense"] = _prepared(config, x, dead=0.0)
@@ -69,16 +80,24 @@ def bench_step(
         extra = [objective.build().name for objective in config.objectives if objective.auxiliary]
         if extra:
             runs["+".join([name, *extra])] = _prepared(config, x, dead=aux_dead)
-    floors = products(x, d_sae)
-    times: dict[str, list[float]] = {name: [] for name in (*floors, *runs)}
+    floors = products(x.to(DTYPES[dtype]), d_sae)
+    tops = probes(x.to(DTYPES[dtype])) if device != "cpu" else {}
+    times: dict[str, list[float]] = {name: [] for name in (*floors, *tops, *runs)}
     for round_number in range(rounds + 2):
         for name, run in runs.items():
-            for label, product in floors.items():
-                times[label].append(timed(product)[0])
+            for label, product in (floors | tops).items():
+                times[label].append(timed(product, device)[0])
             times[name].append(_one_step(run, x))
         if round_number == 1:  # two rounds to warm up
             times = {name: [] for name in times}
-    return [_row(name, times, list(floors), batch, run, x, parts, memory) for name, run in runs.items()]
+    rows = [_row(name, times, list(floors), batch, run, x, parts, memory) for name, run in runs.items()]
+    if tops:
+        itemsize = DTYPES[dtype].itemsize
+        most = {label: statistics.median(times[label]) for label in tops}
+        for row, run in zip(rows, runs.values(), strict=True):
+            entries = len(run.sae.trace(x).code.values)
+            row |= rates(work_of_step(batch, d_in, d_sae, entries, itemsize), row["step_s"], most)
+    return rows
 
 
 def _row(
@@ -138,7 +157,7 @@ def _spend(run: Run, x: Tensor, k: float) -> None:
 def _one_step(run: Run, x: Tensor) -> float:
     """Seconds of a step with the same features dead as before it, whether or not it makes them fire."""
     dead, density = run.firing.dead(), run.firing.density.clone()
-    seconds, result = timed(lambda: train_step(run, x, _CLOCK))
+    seconds, result = timed(lambda: train_step(run, x, _CLOCK), x.device.type)
     auxiliary = any(objective.auxiliary for objective in run.config.objectives)
     assert auxiliary == bool(dead.any()) and len(result.losses) >= len(run.objectives)
     run.firing.age.masked_fill_(dead, _OLD)

@@ -15,17 +15,30 @@ NOISE = 0.10
 """Spread of the product, as a share of its median, above which a run is called noisy."""
 
 
-def timed(work: Callable[[], _T]) -> tuple[float, _T]:
-    """Seconds that ``work`` takes, and its result."""
+def timed(work: Callable[[], _T], device: str = "cpu") -> tuple[float, _T]:
+    """Seconds that ``work`` takes on ``device``, and its result."""
+    if device != "cpu":
+        return _timed_by_card(work)
     start = time.perf_counter()
     result = work()
     return time.perf_counter() - start, result
 
 
+def _timed_by_card(work: Callable[[], _T]) -> tuple[float, _T]:
+    """The same by the card's own clock, from when it has nothing left to do."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    start.record()
+    result = work()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1000, result
+
+
 def products(x: Tensor, d_sae: int) -> dict[str, Callable[[], Tensor]]:
-    """The encoder's product of ``x [n, d_in]`` with its weights in either layout."""
-    weight = torch.randn(d_sae, x.shape[1], generator=torch.Generator().manual_seed(1))
-    turned, bias = weight.T.contiguous(), torch.zeros(d_sae)
+    """The encoder's product of ``x [n, d_in]`` with its weights in either layout, of the kind of ``x``."""
+    weight = torch.randn(d_sae, x.shape[1], generator=torch.Generator().manual_seed(1)).to(x)
+    turned, bias = weight.T.contiguous(), weight.new_zeros(d_sae)
     return {
         "feature-major": lambda: torch.addmm(bias, x, weight.T),
         "input-major": lambda: torch.addmm(bias, x, turned),

@@ -11,6 +11,7 @@ from ..bench.capture import bench_capture
 from ..bench.oracle import bench_oracle
 from ..bench.soft_top_k import bench_soft_top_k
 from ..bench.step import bench_step
+from ..errors import InvalidConfig
 from .output import import_plugins, names_in, say, show
 
 
@@ -41,6 +42,10 @@ class Bench:
     """Also the parts of a step."""
     memory: bool = False
     """Also the peak memory of a step, in a fresh process."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where the steps run; on cuda also operations and bytes per second beside the most that the card gives."""
+    dtype: Literal["float32", "bf16"] = "float32"
+    """Of the encoder's product (step)."""
     plugin: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """A .py file or module with rules of your own; its code is run (repeatable)."""
     json: bool = False
@@ -48,6 +53,10 @@ class Bench:
 
     def run(self) -> int:
         import_plugins(self.plugin)
+        if self.what != "step" and (self.device, self.dtype) != ("cpu", "float32"):
+            raise InvalidConfig(
+                f"--device and --dtype belong to 'bench step'; leave them out of 'bench {self.what}'"
+            )
         if self.what == "capture":
             show([bench_capture()], self.json)
             return 0
@@ -67,6 +76,8 @@ class Bench:
             parts=self.parts,
             memory=self.memory,
             settings=self.set,
+            device=self.device,
+            dtype=self.dtype,
         )
         _warn_if_noisy(rows)
         show(rows, self.json)

@@ -15,6 +15,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from . import kernels
+from .spmm import offsets_of
+
 _CHUNK_BYTES = 1 << 22  # masks larger than this cost more in page faults than in comparisons
 _SAMPLE = 1 << 17
 
@@ -57,6 +60,10 @@ class Everything(NamedTuple):
 
 def entries_above(a: Tensor, floor: Tensor | float) -> Pairs:
     """All entries of ``a [n, d_sae]`` strictly above ``floor`` (a number, [n, 1] or [d_sae])."""
+    if kernels.on_card(a):
+        from .kernels.largest import list_above
+
+        return Pairs(*list_above(a, floor))
     n, d_sae = a.shape
     # A multiple of eight rows, so that every mask but the last can be read as 64-bit words.
     step = max(_CHUNK_BYTES // max(d_sae, 1) // 8, 1) * 8
@@ -90,6 +97,10 @@ def row_floor(a: Tensor, k: Tensor) -> Tensor:
     """For each row a bound [n, 1] >= 0 with at least ``k [n]`` entries above it, if so many are positive."""
     if len(a) == 0 or int(k.max()) == 0:
         return a.new_full((len(a), 1), torch.inf)
+    if kernels.on_card(a) and a.dtype != torch.float64:
+        from .kernels.largest import row_floors
+
+        return row_floors(a, k)
     kth = kth_bound(a, k)
     # One step down, so that "strictly above" keeps the k-th entry and its ties.
     floor = torch.nextafter(kth, kth.new_tensor(-torch.inf)).clamp(min=0)
@@ -128,6 +139,19 @@ def rank_in_rows(pairs: Pairs, values: Tensor, n: int) -> Tensor:
     return torch.empty_like(order).scatter_(1, order, places)[pairs.rows, slot]
 
 
+def are_largest(pairs: Pairs, values: Tensor, k: Tensor) -> Tensor:
+    """[nnz] bool: which entries are among the ``k[b]`` largest of their row, ties towards the lower feature.
+
+    Args:
+        values: [nnz], above zero; k: [n] int64.
+    """
+    if kernels.on_card(values):
+        from .kernels.largest import keep_largest
+
+        return keep_largest(values, offsets_of(pairs.rows, len(k)), k)
+    return rank_in_rows(pairs, values, len(k)) < k[pairs.rows]
+
+
 def select_rows(a: Tensor, k: Tensor) -> Pairs:
     """The ``k[b]`` largest entries of every row.
 
@@ -137,8 +161,7 @@ def select_rows(a: Tensor, k: Tensor) -> Pairs:
     """
     k = k.clamp(0, a.shape[1])
     pairs = entries_above(a, row_floor(a, k))
-    rank = rank_in_rows(pairs, a[pairs.rows, pairs.features], a.shape[0])
-    return pairs.take(rank < k[pairs.rows])
+    return pairs.take(are_largest(pairs, a[pairs.rows, pairs.features], k))
 
 
 def first_in_rows(

@@ -9,7 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from . import kernels
 from .select import Pairs, entries_above
+from .spmm import group_by
 
 _GROUPS = 8  # of rows, for the smallest quotas
 _FINER = 4  # times as many for the next larger ones
@@ -28,7 +30,15 @@ def select_columns(a: Tensor, quota: Tensor) -> Pairs:
     """
     quota = quota.clamp(0, len(a))
     pairs = entries_above(a, column_floor(a, quota))
-    rank = _rank_in_columns(pairs, a[pairs.rows, pairs.features], a.shape[1])
+    values = a[pairs.rows, pairs.features]
+    if kernels.on_card(a):
+        from .kernels.largest import keep_largest
+
+        by_column = group_by(pairs.features, a.shape[1])  # stable: the rows of a column ascend
+        keep = torch.empty_like(values, dtype=torch.bool)
+        keep[by_column.order] = keep_largest(values[by_column.order], by_column.offsets, quota)
+        return pairs.take(keep)
+    rank = _rank_in_columns(pairs, values, a.shape[1])
     return pairs.take(rank < quota[pairs.features])
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ...code import Code
-from ..spmm import add_spmm, group_by
+from ..spmm import add_spmm, group_by, spmm
 from .whole import decode_whole
 
 
@@ -53,14 +52,7 @@ def decode(code: Code, W_dec: Tensor, b_dec: Tensor | None, into: Tensor | None 
     if code.matrix is not None:
         out = decode_whole(code.matrix, W_dec, into)
         return out if b_dec is None else out + b_dec
-    out = F.embedding_bag(
-        code.indices,
-        W_dec.detach(),
-        code.offsets,
-        mode="sum",
-        per_sample_weights=code.values,
-        include_last_offset=True,
-    )
+    out = spmm(code.offsets, code.indices, code.values, W_dec.detach())
     if W_dec.requires_grad and torch.is_grad_enabled():
         out = _DirectionGradient.apply(out, W_dec, code.values.detach(), code, into)
     return out if b_dec is None else out + b_dec

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..spmm import add_spmm, group_by
+from ..spmm import add_spmm, group_by, pair_dots
 
 
 class _EncodeAt(torch.autograd.Function):
@@ -80,5 +80,5 @@ def encode_at(
         if centred is None:
             centred = x - b_dec
         if values is None:
-            values = (centred[rows] * weight[features]).sum(-1) + b_enc[features]
+            values = pair_dots(centred, rows, weight, features) + b_enc[features]
     return _EncodeAt.apply(x, weight, b_enc, b_dec, centred.detach(), values.detach(), rows, features, into)  # type: ignore[no-any-return]

@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ...code import Code
-from ..spmm import add_spmm, group_by
+from ..spmm import add_spmm, group_by, spmm
 
 
 class _NestedError(torch.autograd.Function):
@@ -22,14 +21,7 @@ class _NestedError(torch.autograd.Function):
         n_bands = split.shape[-1]
         with torch.enable_grad():  # for its own backward pass, which is eight times faster than gathering
             weights = values.detach().requires_grad_()
-            bands = F.embedding_bag(
-                split.indices,
-                W_dec.detach(),
-                split.offsets,
-                mode="sum",
-                per_sample_weights=weights,
-                include_last_offset=True,
-            )
+            bands = spmm(split.offsets, split.indices, weights, W_dec.detach())
         left = bands.detach().view(len(x), n_bands, x.shape[1])
         torch.sub(x, left[:, 0], out=left[:, 0]).sub_(b_dec)
         for j in range(1, n_bands):
