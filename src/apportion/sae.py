@@ -222,8 +222,8 @@ class SAE(nn.Module):
                 changes nothing; else ``x_hat`` is the decoded code alone.
 
         Raises:
-            InvalidInput: as ``encode``; the feature is out of range or the value negative or not finite; or ``k`` is
-                ``"keep"`` and the rule couples rows, so that its codes are no prefixes of its order.
+            InvalidInput: as ``encode``; the feature is out of range, the value negative or not finite, or
+                ``k`` is ``"keep"`` and the rule couples rows, so that its codes are no prefixes of its order.
             InvalidConfig: ``k`` is another word.
         """
         check_intervention(feature, value, k, self.d_sae)
