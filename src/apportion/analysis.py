@@ -149,7 +149,8 @@ def register_probes(
             assert batch.document is not None
             means.update(sae.encode(batch.x.to(device_of(sae))), batch.document)
     read = Classes(labels.names, np.where(means.tokens.numpy() > 0, labels.of, -1))
-    return [sparse_probe(means.result(), read, source.in_training(), n) for n in n_features]
+    code, training = means.result(), source.in_training()
+    return [sparse_probe(code, read, training, n) for n in n_features]
 
 
 def labels_of(documents: Sequence[str], words: Mapping[str, str]) -> Classes:

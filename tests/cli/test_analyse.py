@@ -104,5 +104,7 @@ def test_refusals(command: Command, run: Path, store: Path, labelled: list[str |
     refused("1 or more", "--every", "0")
     (tmp_path / "other.jsonl").write_text('{"id": "x", "text": "t", "kind": "odd"}')
     refused("none of the 99 documents has a label", "--labels", tmp_path / "other.jsonl", "--field", "kind")
+    (tmp_path / "twice.jsonl").write_text('{"id": "1", "text": "t", "kind": "odd"}\n' * 2)
+    refused("1 ids belong to more than one document", "--labels", tmp_path / "twice.jsonl", "--field", "kind")
     with pytest.raises(ap.ApportionError, match="has a label"):
         labels_of(["a"], {"b": "word"})

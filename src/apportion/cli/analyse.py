@@ -12,7 +12,8 @@ import tyro
 from ..activations import StoreSource, iter_documents
 from ..analysis import adaptivity, labels_of, register_probes
 from ..complexity import Scores, load_scores
-from ..errors import InvalidConfig
+from ..complexity.scores import repeated_ids
+from ..errors import InvalidConfig, InvalidInput
 from ..io import load_sae
 from ..metrics import Classes, Interval, Relation
 from ..sae import SAE
@@ -134,12 +135,16 @@ class Analyse:
         def number(value: Any) -> float | None:
             return None if value is None else float(names.setdefault(str(value), len(names)))
 
-        documents = iter_documents(
-            self.labels, text_field=self.text_field, target_field=self.field, read_target=number
+        documents = list(
+            iter_documents(self.labels, text_field=self.text_field, target_field=self.field, read_target=number)
         )
-        numbers = {one.id: int(one.target) for one in documents if one.target is not None}
+        if repeated := repeated_ids(document.id for document in documents):
+            raise InvalidInput(
+                f"{len(repeated):,} ids belong to more than one document of --labels (first: {repeated[0]!r}), "
+                "so their labels could not be told apart; give every record an id of its own"
+            )
         known = list(names)
-        return {name: known[at] for name, at in numbers.items()}
+        return {one.id: known[int(one.target)] for one in documents if one.target is not None}
 
 
 def _lines(relation: Relation) -> Iterator[dict[str, Any]]:
