@@ -137,7 +137,7 @@ def table_of_relations(followed: Mapping[str, Sequence[Relation]]) -> str:
     """A line per covariate: Spearman's coefficient and the share of variance between bins, of each SAE."""
     lines = [_line(["covariate", "tokens", "documents", *followed]), _rule(3 + len(followed))]
     for same in zip(*followed.values(), strict=True):
-        cells = [f"{_cell(one.rho)}, {_share(one.explained)}" for one in same]
+        cells = [f"{_cell(one.rho, 3)}, {_share(one.explained)}" for one in same]
         lines.append(_line([same[0].covariate, f"{same[0].tokens:,}", str(same[0].documents), *cells]))
     return "\n".join([*lines, ""])
 
@@ -175,7 +175,7 @@ def _rule(columns: int) -> str:
     return "|" + "---|" * columns
 
 
-def _cell(interval: Interval | None, digits: int = 2) -> str:
+def _cell(interval: Interval | None, digits: int) -> str:
     if interval is None:
         return "–"
     half = "" if interval.half is None else f" ± {interval.half:.{digits}f}"
