@@ -30,8 +30,8 @@ from apportion.activations import capture_to_store, load_documents, load_model
 from apportion.activations.models import LoadedModel
 from apportion.activations.texts import Document
 from apportion.compare.fronts import at_l0
-from apportion.compare.intervals import over_seeds
 from apportion.config import Config
+from apportion.metrics.intervals import over_seeds
 
 RESULTS = HERE / "results" / "quality.jsonl"
 

@@ -14,19 +14,19 @@ LAYERS: dict[str, int] = {
     **dict.fromkeys(
         ("errors", "clock", "schedules", "world", "config", "files", "workspace", "spans", "_folder"), 0
     ),
-    **dict.fromkeys(("code", "affinities", "trace", "ops"), 10),
+    **dict.fromkeys(("code", "affinities", "trace", "intervention", "ops"), 10),
     **dict.fromkeys(("firing", "budgets", "allocators"), 20),
     "sae": 30,
     **dict.fromkeys(("objectives", "metrics", "io"), 40),
     **dict.fromkeys(("activations", "complexity"), 40),
-    **dict.fromkeys(("calibrate", "training", "evaluate", "compare"), 50),
+    **dict.fromkeys(("calibrate", "training", "evaluate", "analysis", "compare"), 50),
     **dict.fromkeys(("recipes", "bench", "cli"), 60),
     **dict.fromkeys(("__init__", "__main__"), 70),
 }
 NOT_EACH_OTHER = {"objectives", "metrics", "io", "activations", "complexity"}
 ON_LAYER_0 = {"activations", "complexity"}
 ONLY_THE_CONTRACT = {"sae": "allocators.base"}
-NO_NAMED_RULE = {"sae", "calibrate", "training", "evaluate", "compare", "objectives", "metrics", "io"}
+NO_NAMED_RULE = {"sae", "calibrate", "training", "evaluate", "analysis", "compare", "objectives", "metrics", "io"}
 OPTIONAL = {
     "transformers": {"activations/models.py"},
     "datasets": {"activations/texts.py"},
@@ -35,7 +35,7 @@ OPTIONAL = {
     "tensorboard": {"training/log.py"},
     "httpx2": {"complexity/endpoint.py"},
     "textstat": {"complexity/readability.py"},
-    "sklearn": {"complexity/probe.py"},
+    "sklearn": {"complexity/probe.py", "metrics/probing.py"},
     "scipy": {"complexity/probe.py"},
     "triton": {"ops/kernels/largest.py", "ops/kernels/ragged.py"},
     "sae_lens": set(),

@@ -109,6 +109,28 @@ class Code:
         smaller = Code.from_pairs(self.rows[kept], self.indices[kept], self.values[kept], self.n, self.d_sae)
         return smaller.reshape(self.shape)
 
+    def edited(self, rows: Tensor, features: Tensor, values: Tensor) -> Code:
+        """The same code with other values at some pairs, whether it has an entry there or not; 0 takes one out.
+
+        Args:
+            rows, features: [m] int64, each pair once, in any order; ``rows`` number the tokens from 0 to n - 1.
+            values: [m], at least 0.
+        """
+        old, fresh = self.rows * self.d_sae + self.indices, rows * self.d_sae + features
+        kept, added = ~torch.isin(old, fresh), values > 0
+        pairs, order = torch.cat([old[kept], fresh[added]]).sort()
+        merged = torch.cat([self.values[kept], values[added].to(self.values.dtype)])[order]
+        code = Code.from_pairs(pairs // self.d_sae, pairs % self.d_sae, merged, self.n, self.d_sae)
+        return code.reshape(self.shape)
+
+    def clamped(self, feature: int, value: float) -> Code:
+        """The same code with ``feature`` at ``value`` for every token; 0 takes it out. No other entry changes.
+
+        So a token that did not have the feature has one more, and one that loses it has one less.
+        """
+        rows = torch.arange(self.n, device=self.offsets.device)
+        return self.edited(rows, torch.full_like(rows, feature), self.values.new_full((self.n,), value))
+
     def in_bands(self, ends: Tensor) -> Code:
         """The same entries, each token's sorted into bands of features: leading shape ``(..., P)``.
 

@@ -176,7 +176,7 @@ def _on_activations(
     per_document: bool,
     progress: bool,
 ) -> dict[str, Json]:
-    device = _device(sae)
+    device = device_of(sae)
     read, best = _reader(sae, oracle)
     metrics: list[Metric] = [Sparsity(), Reconstruction(), FeatureDensity(sae.d_sae), *best]
     if per_document:
@@ -279,10 +279,11 @@ def _restore(sae: Codec, rows: Tensor) -> Tensor:
             f"the model's module gives width {rows.shape[-1]} and the SAE reads width {sae.d_in}; "
             "pass the model that the source was captured from"
         )
-    return sae.decode(sae.encode(rows.to(_device(sae), torch.float32)))
+    return sae.decode(sae.encode(rows.to(device_of(sae), torch.float32)))
 
 
-def _device(sae: Codec) -> torch.device:
+def device_of(sae: Codec) -> torch.device:
+    """Where ``sae`` runs: its parameters' device, the CPU if it has none."""
     first = next(sae.parameters(), None) if isinstance(sae, nn.Module) else None
     return torch.device("cpu") if first is None else first.device
 

@@ -17,6 +17,7 @@ from .clock import END, Clock
 from .code import Code
 from .config import Config, Open
 from .errors import InvalidInput, NonFiniteActivations
+from .intervention import Intervention, OnBudget, check_intervention, clamped_at_k
 from .spans import span
 from .trace import Dictionary, Trace
 from .workspace import Workspace
@@ -199,6 +200,48 @@ class SAE(nn.Module):
         if k < 1:
             raise InvalidInput(f"an order of {k} features was asked for; ask for at least 1")
         return self.allocator.order(trace.pre, trace.x, k)
+
+    def intervene(
+        self, x: Tensor, feature: int, value: float, *, k: OnBudget = "recompute", error: bool = True
+    ) -> Intervention:
+        """Clamp one feature to ``value`` on every token of ``x [..., d_in]``, 0 taking it out, and decode.
+
+        The rule has chosen by then and is not asked again. ``k`` says what the edit does to a token's number of
+        features:
+
+        - ``"recompute"``: it is counted anew, and no other entry changes. A token that did not have the feature
+          has one more than the rule gave it, one that loses it one less. So ``x_hat`` moves along
+          ``W_dec[feature]`` alone, as steering means it.
+        - ``"keep"``: it stays, and another feature pays. Where the feature is new, the token's last other one in
+          the order of its rule goes; where it is taken out, the next one in that order comes in. Only a token
+          without any feature gets one more, and only one without a further positive affinity keeps one less.
+
+        Args:
+            value: at least 0, in the unit of the code's values.
+            error: add what the SAE does not explain, x - decode(encode(x)), so that ``x_hat`` is x where the edit
+                changes nothing; else ``x_hat`` is the decoded code alone.
+
+        Raises:
+            InvalidInput: as ``encode``; the feature is out of range, the value negative or not finite, or
+                ``k`` is ``"keep"`` and the rule couples rows, so that its codes are no prefixes of its order.
+            InvalidConfig: ``k`` is another word.
+        """
+        check_intervention(feature, value, k, self.d_sae)
+        self._check(x)
+        trace = self.read(x.reshape(-1, self.d_in))
+        if k == "recompute":
+            code = trace.code.clamped(feature, value)
+        elif self.allocator.couples_rows:
+            raise InvalidInput(
+                'k = "keep" needs a rule that gives each token its own order; freeze the SAE first'
+            )
+        else:
+            most = int(trace.code.counts().max()) if len(trace.x) else 0
+            code = clamped_at_k(trace.code, self.order(trace, most + 1), feature, value)
+        x_hat = self.decode(code)
+        if error:
+            x_hat = trace.x + (x_hat - trace.x_hat)  # to the bit x where the codes are equal
+        return Intervention(x_hat.reshape(x.shape), code.reshape(x.shape[:-1]))
 
     def freeze(self) -> SAE:
         """The same dictionary under the rule's inference form. The copy shares nothing with this one."""

@@ -11,8 +11,8 @@ import torch
 import apportion as ap
 from apportion.allocators import TokenChoiceConfig
 from apportion.compare import Comparison, Interval
-from apportion.compare.intervals import over_seeds
 from apportion.errors import InvalidInput
+from apportion.metrics.intervals import over_seeds
 
 from ..conftest import make_sae
 from .conftest import many_documents

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from apportion.compare import Difference, Interval, Measured, Seed
-from apportion.compare.intervals import over_seeds
 from apportion.compare.summary import Sample, Summary
+from apportion.metrics.intervals import over_seeds
 
 
 def front(method: str, seed: int, points: dict[float, tuple[float, float]], order: int = 0) -> list[Measured]:

@@ -57,7 +57,7 @@ class Evaluate:
         model = load_model(self.model) if self.model else None
         rows = []
         for name, sae in saes.items():
-            source = self._source(name, sae)
+            source = source_of(self.data, self.module, self.heldout, name, sae)
             if model is not None:
                 check_model(model, source)
             measures = evaluate(
@@ -75,26 +75,25 @@ class Evaluate:
             _warn_if_cut(row)
         return 0
 
-    def _source(self, name: str, sae: SAE) -> StoreSource:
-        """The store, split as it was for the training. Refuses another module, model or split."""
-        trained: dict[str, Any] = sae.metadata.get("source", {})
-        heldout = self.heldout if self.heldout is not None else float(trained.get("heldout", 0.2))
-        source = StoreSource(
-            self.data, self.module, heldout=heldout, split_seed=int(trained.get("split_seed", 0)), verify=False
-        )
-        here = source.describe()
-        for key in ("model", "module"):
-            if key in trained and trained[key] != here[key]:
-                raise InvalidInput(
-                    f"'{name}' was trained on {key} {trained[key]!r} and {self.data} holds {here[key]!r}; "
-                    "evaluate it on what it was trained on"
-                )
-        if trained.get("fingerprint") == here["fingerprint"] and trained.get("heldout", heldout) < heldout:
+
+def source_of(data: str, module: str | None, heldout: float | None, name: str, sae: SAE) -> StoreSource:
+    """The store, split as it was for the training. Refuses another module, model or split."""
+    trained: dict[str, Any] = sae.metadata.get("source", {})
+    share = heldout if heldout is not None else float(trained.get("heldout", 0.2))
+    source = StoreSource(data, module, heldout=share, split_seed=int(trained.get("split_seed", 0)), verify=False)
+    here = source.describe()
+    for key in ("model", "module"):
+        if key in trained and trained[key] != here[key]:
             raise InvalidInput(
-                f"--heldout {heldout:g} takes in documents that '{name}' was trained on (it held out "
-                f"{trained['heldout']:g}); leave the option out"
+                f"'{name}' was trained on {key} {trained[key]!r} and {data} holds {here[key]!r}; "
+                "evaluate it on what it was trained on"
             )
-        return source
+    if trained.get("fingerprint") == here["fingerprint"] and trained.get("heldout", share) < share:
+        raise InvalidInput(
+            f"--heldout {share:g} takes in documents that '{name}' was trained on (it held out "
+            f"{trained['heldout']:g}); leave the option out"
+        )
+    return source
 
 
 def _warn_if_cut(row: dict[str, Any]) -> None:

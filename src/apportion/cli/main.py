@@ -9,6 +9,7 @@ from typing import Any
 import tyro
 
 from ..errors import ApportionError
+from .analyse import Analyse
 from .bench import Bench
 from .capture import Capture
 from .compare import Compare
@@ -24,6 +25,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "train": Train,
     "evaluate": Evaluate,
     "compare": Compare,
+    "analyse": Analyse,
     "bench": Bench,
 }
 

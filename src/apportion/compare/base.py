@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .intervals import Interval
+from ..metrics.intervals import Interval
 from .origin import Seed
 
 

@@ -18,9 +18,9 @@ from ..errors import ApportionError, InvalidInput
 from ..evaluate import evaluate
 from ..io import load_sae
 from ..metrics.base import Moments, wide
+from ..metrics.intervals import redrawn_sums
 from ..sae import SAE
 from .base import Comparison, Measured
-from .intervals import redrawn_sums
 from .origin import Origin, check_fair, methods_of, origin_of
 from .summary import Sample, Summary
 

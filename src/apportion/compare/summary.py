@@ -7,9 +7,9 @@ import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeAlias
 
+from ..metrics.intervals import Interval, over_documents, over_seeds
 from .base import Difference, Level, Measured, Point
 from .fronts import Front, at_l0, common_l0, reaches
-from .intervals import Interval, over_documents, over_seeds
 from .origin import Seed
 
 LOGARITHMIC = ("fvu", "kl", "hidden_error")

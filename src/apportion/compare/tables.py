@@ -11,8 +11,8 @@ from dataclasses import asdict
 from pydantic import TypeAdapter, ValidationError
 
 from ..errors import InvalidInput
+from ..metrics.intervals import Interval
 from .base import Comparison
-from .intervals import Interval
 
 TITLES = {
     "l0": "L0",

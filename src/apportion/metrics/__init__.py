@@ -6,27 +6,36 @@ measures share is in ``base``.
 
 How to add one: a file here with a ``Metric`` (``update`` for a block, ``result`` for the numbers), a test
 in ``tests/metrics`` against a naive float64 reference, and, if every evaluation should report it, one entry
-in ``apportion.evaluate``. ``downstream``, ``baselines``, ``correlation`` and ``truth`` measure
-other things than a block of codes (the logits of a patched model, a linear projection, two numbers per token,
-a known dictionary) and so have ``update`` methods and functions of their own shape.
+in ``apportion.evaluate``. ``downstream``, ``baselines``, ``correlation``, ``adaptivity``, ``probing`` and
+``truth`` measure other things than a block of codes (the logits of a patched model, a linear projection, numbers
+per token, labels of documents, a known dictionary) and so have ``update`` methods and functions of their own
+shape. ``intervals`` says how surely.
 """
 
+from .adaptivity import Bin, Classes, Covariate, Relation, relations
 from .base import Codec, Json, Metric, MetricBatch
 from .baselines import Pca, fit_pca, pca_fvu
 from .correlation import spearman
 from .documents import PerDocument
 from .downstream import CausalDownstream, EncoderDownstream
 from .features import FeatureDensity
+from .intervals import Interval
 from .oracle import Oracle
+from .probing import DocumentMeans, SparseProbe, sparse_probe
 from .reconstruction import Reconstruction
 from .sparsity import Sparsity
 from .truth import recovered
 
 __all__ = [
+    "Bin",
     "CausalDownstream",
+    "Classes",
     "Codec",
+    "Covariate",
+    "DocumentMeans",
     "EncoderDownstream",
     "FeatureDensity",
+    "Interval",
     "Json",
     "Metric",
     "MetricBatch",
@@ -34,9 +43,13 @@ __all__ = [
     "Pca",
     "PerDocument",
     "Reconstruction",
+    "Relation",
+    "SparseProbe",
     "Sparsity",
     "fit_pca",
     "pca_fvu",
     "recovered",
+    "relations",
+    "sparse_probe",
     "spearman",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from apportion.compare.intervals import Interval, over_documents, over_seeds, redrawn_sums, student_95
+from apportion.metrics.intervals import Interval, over_documents, over_seeds, redrawn_sums, student_95
 
 
 @pytest.mark.parametrize("degrees", [*range(1, 31), 99, 100, 999, 1000])

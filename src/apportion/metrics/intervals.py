@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -81,6 +81,14 @@ def over_documents(value: float, redrawn: Sequence[float], documents: int) -> In
     return Interval(value, student_95(documents - 1) * deviation, documents, "documents")
 
 
+def redrawn_documents(documents: int, draws: int, seed: int = 0) -> Iterator[NDArray[np.float64]]:
+    """How often each of so many ``documents`` occurs, [documents], when as many are drawn with replacement."""
+    random = np.random.default_rng(seed)
+    for _ in range(draws):
+        drawn = random.integers(0, documents, documents)
+        yield np.bincount(drawn, minlength=documents).astype(np.float64)
+
+
 def redrawn_sums(sums: NDArray[Any], draws: int, seed: int = 0) -> NDArray[np.float64]:
     """[draws, m]: the sums over documents that are drawn with replacement, as many as there are.
 
@@ -89,9 +97,4 @@ def redrawn_sums(sums: NDArray[Any], draws: int, seed: int = 0) -> NDArray[np.fl
     Args:
         sums: [documents, m] of each document.
     """
-    documents = len(sums)
-    random = np.random.default_rng(seed)
-    rows = [
-        np.bincount(random.integers(0, documents, documents), minlength=documents) @ sums for _ in range(draws)
-    ]
-    return np.stack(rows).astype(np.float64)
+    return np.stack([times @ sums for times in redrawn_documents(len(sums), draws, seed)])

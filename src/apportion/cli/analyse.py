@@ -1,0 +1,161 @@
+"""``apportion analyse``: what k follows, and what a few features tell of a document's label."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from ..activations import StoreSource, iter_documents
+from ..analysis import adaptivity, labels_of, register_probes
+from ..complexity import Scores, load_scores
+from ..complexity.scores import repeated_ids
+from ..errors import InvalidConfig, InvalidInput
+from ..io import load_sae
+from ..metrics import Classes, Interval, Relation
+from ..sae import SAE
+from .evaluate import sae_folders, source_of
+from .output import import_plugins, integers_in, on_terminal, show
+
+TABLE = ("run", "covariate", "rho", "rho_half", "explained", "bin", "tokens", "documents", "k", "k_half")
+PROBES = ("run", "n_features", "accuracy", "accuracy_half", "baseline", "classes", "training", "heldout")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Analyse:
+    """What the features per token of one SAE, or of all of a training folder, follow on held-out documents.
+
+    Prints mean k in bins of a token's position, frequency, squared length, squared error, scores and label, with
+    95 % intervals over documents; Spearman's coefficient (rho); and the share of k's variance that lies between
+    the bins. With --probe: how well a few features tell the label of held-out documents.
+    """
+
+    run_folder: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """Folder of an SAE, or of a training that holds several."""
+    data: str
+    """Store with activations of the same module."""
+    scores: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """File that `apportion score` wrote for the same texts: complexity, surprisal (repeatable)."""
+    labels: str | None = None
+    """Texts that were captured, with a word for each under --field; found by their ids."""
+    field: str | None = None
+    """Field of the labels."""
+    text_field: str = "text"
+    """Field of the text in JSONL or a dataset."""
+    probe: bool = False
+    """Tell the label from a few features for each class, instead."""
+    features: str = "1,2,5"
+    """probe: how many for each class."""
+    document_tokens: int = 256
+    """probe: read the first so many tokens of each document."""
+    every: int = 1
+    """Read only each so many-th context, so that few tokens come from many documents."""
+    limit: int | None = None
+    """Look at the first so many held-out tokens only."""
+    module: str | None = None
+    """Module to read, where the store holds several."""
+    heldout: float | None = None
+    """Share of documents held out; that of the training by default."""
+    device: str = "cpu"
+    """Where the SAEs run."""
+    plugin: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """A .py file or module with rules of your own; its code is run (repeatable)."""
+    json: bool = False
+    """Print everything, the features chosen by probes included, as JSON."""
+
+    def run(self) -> int:
+        import_plugins(self.plugin)
+        if (self.labels is None) != (self.field is None) or (self.probe and self.labels is None):
+            raise InvalidConfig(
+                "--labels and --field belong together, and --probe needs both; give the data and "
+                "the field that holds the label"
+            )
+        StoreSource(self.data, self.module)  # checks every shard once
+        rows: list[dict[str, Any]] = []
+        words = self._words()
+        scores = self._scores()
+        for folder in sae_folders(Path(self.run_folder)):
+            sae = load_sae(folder).to(self.device)
+            source = source_of(self.data, self.module, self.heldout, folder.name, sae)
+            labels = None if words is None else labels_of(source.documents, words)
+            found = (
+                self._probes(sae, source, labels)
+                if labels and self.probe
+                else self._relations(sae, source, labels, scores)
+            )
+            rows += [{"run": folder.name, **row} for row in found]
+        show(rows, self.json, PROBES if self.probe else TABLE)
+        return 0
+
+    def _relations(
+        self, sae: SAE, source: StoreSource, labels: Classes | None, scores: dict[str, Scores]
+    ) -> Iterator[dict[str, Any]]:
+        tokens = adaptivity(
+            sae,
+            source,
+            scores=scores,
+            of_documents={} if labels is None else {str(self.field): labels},
+            every=self.every,
+            limit=self.limit,
+            progress=on_terminal(),
+        )
+        for relation in tokens.relations():
+            yield from [asdict(relation)] if self.json else _lines(relation)
+
+    def _probes(self, sae: SAE, source: StoreSource, labels: Classes) -> Iterator[dict[str, Any]]:
+        counts = integers_in(self.features, "--features")
+        tokens, progress = self.document_tokens, on_terminal()
+        for probe in register_probes(
+            sae, source, labels, n_features=counts, document_tokens=tokens, progress=progress
+        ):
+            yield {
+                **asdict(probe),
+                **_interval("accuracy", probe.accuracy),
+                "heldout": probe.accuracy.n,
+            }
+
+    def _scores(self) -> dict[str, Scores]:
+        """By scorer; by file too where two are of one scorer."""
+        found: dict[str, Scores] = {}
+        for path in self.scores:
+            scores = load_scores(path)
+            name = scores.header.scorer
+            found[f"{name} {path}" if name in found else name] = scores
+        return found
+
+    def _words(self) -> dict[str, str] | None:
+        """The label of each document that has one, by its id."""
+        if self.labels is None:
+            return None
+        names: dict[str, int] = {}
+
+        def number(value: Any) -> float | None:
+            return None if value is None else float(names.setdefault(str(value), len(names)))
+
+        documents = list(
+            iter_documents(self.labels, text_field=self.text_field, target_field=self.field, read_target=number)
+        )
+        if repeated := repeated_ids(document.id for document in documents):
+            raise InvalidInput(
+                f"{len(repeated):,} ids belong to more than one document of --labels (first: {repeated[0]!r}), "
+                "so their labels could not be told apart; give every record an id of its own"
+            )
+        known = list(names)
+        return {one.id: known[int(one.target)] for one in documents if one.target is not None}
+
+
+def _lines(relation: Relation) -> Iterator[dict[str, Any]]:
+    """A row per bin; what is said of the whole covariate stands in the first."""
+    whole: dict[str, Any] = {"explained": relation.explained, **_interval("rho", relation.rho)}
+    for one in relation.bins:
+        own = {"bin": one.label, "tokens": one.tokens, "documents": one.k.n, **_interval("k", one.k)}
+        yield {"covariate": relation.covariate, **whole, **own}
+        whole = {}
+
+
+def _interval(name: str, interval: Interval | None) -> dict[str, float | None]:
+    mean, half = (None, None) if interval is None else (interval.mean, interval.half)
+    return {name: mean, f"{name}_half": half}
