@@ -6,12 +6,13 @@ They hold for any rule, from inside the package or outside, and know none by nam
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from apportion.affinities import DenseAffinities, Everything, Pairs
+from apportion.affinities import DenseAffinities, EncoderConfig, Everything, Pairs
 from apportion.allocators import Allocator, AllocatorConfig
 from apportion.clock import END, Clock
 from apportion.code import Code
@@ -28,6 +29,7 @@ from .conftest import inputs, make_sae
 
 K = 8
 CLOCKS = [Clock(0, 100), Clock(37, 100), Clock(99, 100), END]
+ENCODERS = [EncoderConfig(), EncoderConfig(way="chunked", chunk=31), EncoderConfig(way="screened")]
 Law = Callable[[AllocatorConfig], None]
 
 
@@ -186,14 +188,17 @@ class PlainAffinities(DenseAffinities):
 
 
 def sparse_path_equals_dense_path(config: AllocatorConfig) -> None:
-    """What the rule gives, pays and passes back is, in float64, what autograd makes of the dense product."""
-    for clock in (CLOCKS[0], END):
+    """What the rule gives, pays and passes back is, in float64, what autograd makes of the dense product.
+
+    However the affinities come to be known.
+    """
+    for clock, encoder in itertools.product((CLOCKS[0], END), ENCODERS):
         sae = make_sae(config, dtype=torch.float64)
         x = inputs(40, dtype=torch.float64).requires_grad_()
         weight = torch.randn(x.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
         leaves = [x, *sae.parameters()]
         torch.manual_seed(0)
-        trace = sae.trace(x, clock)
+        trace = sae.trace(x, clock, encoder=encoder)
         torch.manual_seed(0)
         code, _, penalty = sae.allocator(PlainAffinities(sae, x, clock), x, clock)
         x_hat = code.to_dense() @ sae.W_dec + sae.b_dec

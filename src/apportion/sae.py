@@ -11,7 +11,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from .affinities import Affinities, DenseAffinities, Ordered, SettledAffinities
+from .affinities import WHOLE, Affinities, EncoderConfig, Ordered, affinities_of
 from .allocators.base import Allocator, AllocatorConfig, Calibration
 from .clock import END, Clock
 from .code import Code
@@ -127,6 +127,7 @@ class SAE(nn.Module):
         world: World = SOLO,
         workspace: Workspace | None = None,
         accumulate: bool = False,
+        encoder: EncoderConfig = WHOLE,
     ) -> Trace:
         """One forward pass with all that losses and measures need.
 
@@ -136,6 +137,7 @@ class SAE(nn.Module):
             target: [n], the number that came with each token.
             workspace: lends the large buffers; the trace is then valid until its next use.
             accumulate: see ``Dictionary``.
+            encoder: how the affinities are computed.
 
         Raises:
             InvalidInput: ``x`` has another width.
@@ -144,7 +146,7 @@ class SAE(nn.Module):
         if x.dtype != self.dtype:
             raise InvalidInput(f"activations are {x.dtype}, parameters {self.dtype}; convert one of them")
         dictionary = self.dictionary(accumulate=accumulate)
-        pre = self._affinities(x, dictionary, clock, world, workspace=workspace)
+        pre = affinities_of(x, dictionary, encoder, clock=clock, world=world, workspace=workspace)
         with torch.autocast(x.device.type, enabled=False):
             with span("allocate"):
                 code, notes, penalty = self.allocator(pre, x, clock)
@@ -327,9 +329,9 @@ class SAE(nn.Module):
             )
 
     @torch.no_grad()
-    def survey(self, x: Tensor) -> DenseAffinities:
+    def survey(self, x: Tensor) -> Affinities:
         """The affinities of ``x [n, d_in]``, in the SAE's own scale, without allocating anything."""
-        return self._affinities(x.to(self.dtype), self.dictionary())
+        return affinities_of(x.to(self.dtype), self.dictionary())
 
     def _allocate(self, x: Tensor) -> tuple[Affinities, Code, Mapping[str, Tensor]]:
         """The rule's answer at inference for ``x [n, d_in]`` in the SAE's dtype."""
@@ -339,30 +341,9 @@ class SAE(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             # Training may round as it likes; a frozen rule must not. Float64 needs no settling.
             settle = not self.allocator.couples_rows and x.dtype == torch.float32
-            pre = self._affinities(x, self.dictionary(), settle=settle)
+            pre = affinities_of(x, self.dictionary(), settle=settle)
             code, notes, _ = self.allocator(pre, x, END)
         return pre, code, notes
-
-    def _affinities(
-        self,
-        x: Tensor,
-        dictionary: Dictionary,
-        clock: Clock = END,
-        world: World = SOLO,
-        *,
-        workspace: Workspace | None = None,
-        settle: bool = False,
-    ) -> DenseAffinities:
-        """The encoder's product, the one dense operation of a step. Gradients come later, pair by pair."""
-        with torch.no_grad(), span("encode"):
-            centred = x - dictionary.b_dec
-            if torch.is_autocast_enabled(x.device.type):
-                pre = torch.addmm(dictionary.b_enc, centred, dictionary.weight.T).to(x.dtype)
-            else:
-                out = workspace.lend("pre", (len(x), self.d_sae), x) if workspace else None
-                pre = torch.addmm(dictionary.b_enc, centred, dictionary.weight.T, out=out)
-        kind = SettledAffinities if settle else DenseAffinities
-        return kind(x, centred, pre, dictionary, clock=clock, world=world)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SAE:
         """Follow moves between devices, ignore conversions to a narrower dtype."""

@@ -60,7 +60,7 @@ class Everything(NamedTuple):
 
 def entries_above(a: Tensor, floor: Tensor | float) -> Pairs:
     """All entries of ``a [n, d_sae]`` strictly above ``floor`` (a number, [n, 1] or [d_sae])."""
-    if kernels.on_card(a):
+    if a.is_floating_point() and kernels.on_card(a):
         from .kernels.largest import list_above
 
         return Pairs(*list_above(a, floor))
@@ -199,21 +199,27 @@ def select_batch(a: Tensor, m: int) -> Pairs:
     """The ``m`` largest entries of the whole matrix ``a [n, d_sae]`` (all positive ones, if there are fewer)."""
     if m <= 0 or a.numel() == 0:
         return entries_above(a[:0], 0.0)
-    floor = _sampled_floor(a, m)
+    floor = sampled_floor(a, m)
     pairs = entries_above(a, floor)
     if len(pairs.rows) < m and floor > 0:  # the sample misled: take every positive entry
         pairs = entries_above(a, 0.0)
     if len(pairs.rows) <= m:
         return pairs
-    values = a[pairs.rows, pairs.features]
+    return pairs.take(first_of(pairs.of(a), m))
+
+
+def first_of(values: Tensor, m: int) -> Tensor:
+    """[nnz] bool: which of ``values [nnz]`` are among the ``m`` largest, ties to the earlier one."""
+    if m <= 0 or len(values) <= m:
+        return torch.full_like(values, m > 0, dtype=torch.bool)
     cut = values.kthvalue(len(values) - m + 1).values
     keep = values > cut
     ties = (values == cut).nonzero().squeeze(1)[: m - int(keep.sum())]
     keep[ties] = True
-    return pairs.take(keep)
+    return keep
 
 
-def _sampled_floor(a: Tensor, m: int) -> float:
+def sampled_floor(a: Tensor, m: int) -> float:
     """A guess, from a strided sample, of a value that a few more than ``m`` entries exceed."""
     flat = a.view(-1)
     stride = max(len(flat) // _SAMPLE, 1)

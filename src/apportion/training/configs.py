@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from ..affinities import WHOLE, EncoderConfig
 from ..config import Config, Open
 from ..objectives import AuxKConfig, ObjectiveConfig, ReconstructionConfig
 from ..sae import SAEConfig
@@ -26,6 +27,7 @@ class RunConfig(Config):
         dead_after: training tokens without firing after which a feature is dead.
         seed: of the initial weights and of whatever the rule draws.
         precision: of the encoder's product; parameters and everything else stay float32.
+        encoder: how a step computes its affinities; the code is the same, time and memory are not.
     """
 
     sae: SAEConfig
@@ -37,6 +39,16 @@ class RunConfig(Config):
     dead_after: int = Field(default=100_000, gt=0)
     seed: int = Field(default=0, ge=0, lt=2**63)
     precision: Literal["float32", "bf16"] = "float32"
+    encoder: EncoderConfig = WHOLE
+
+    @model_validator(mode="after")
+    def _one_way(self) -> RunConfig:
+        if self.precision == "bf16" and self.encoder.way != "whole":
+            raise ValueError(
+                f"precision = 'bf16' goes with the whole product, not with encoder.way = '{self.encoder.way}'; "
+                "leave one of them out"
+            )
+        return self
 
 
 class TrainConfig(Config):

@@ -111,7 +111,15 @@ def train_step(
         with span("zero_grad"):
             run.optimizer.zero_grad(set_to_none=False)  # buffers are added into; fresh ones cost page faults
         with _precision(run, x):
-            trace = run.sae.trace(x, clock, target=target, world=world, workspace=run.workspace, accumulate=True)
+            trace = run.sae.trace(
+                x,
+                clock,
+                target=target,
+                world=world,
+                workspace=run.workspace,
+                accumulate=True,
+                encoder=run.config.encoder,
+            )
         with span("losses"):
             losses = losses_of(run, trace)
         with span("backward"):

@@ -9,7 +9,7 @@ from apportion.affinities import DenseAffinities, Pairs, SettledAffinities
 from apportion.allocators import TokenChoiceConfig
 from apportion.errors import InvalidInput, NonFiniteActivations
 
-from .conftest import inputs, make_sae
+from ..conftest import inputs, make_sae
 
 
 def both(n: int = 40):
