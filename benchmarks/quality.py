@@ -149,7 +149,7 @@ def unfinished(
     suite: Suite, name: str, guide: str | None, seed: int, source: ap.StoreSource, results: Path
 ) -> dict[str, Job]:
     """The rows of a seed and a guide that are missing, by the name of their run."""
-    done, content = rows_in(results), content_of(source)
+    done, content = {current_key(row) for row in rows_in(results).values()}, content_of(source)
     jobs = {
         f"{recipe}-k{k:g}": identify(suite, name, recipe, k, seed, content)
         for recipe, k in combinations(suite)
@@ -203,14 +203,24 @@ def identify(suite: Suite, name: str, recipe: str, k: float, seed: int, content:
     if (guide := variant_of(suite, recipe).guide) is not None:
         assert suite.guides is not None
         identity["guide"] = {"name": guide, **suite.guides.model_dump(mode="json")}
-    text = json.dumps(identity, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16], {
+    return key_of(identity), {
         "source": name,
         "recipe": recipe,
         "k": k,
         "seed": seed,
         "config": identity,
     }
+
+
+def key_of(identity: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def current_key(row: dict[str, Any]) -> str:
+    """A row's key as this version of the package would give it: its configs may have got fields since."""
+    config = row["config"]
+    run, train = ap.RunConfig.rewritten(config["run"]), ap.TrainConfig.rewritten(config["train"])
+    return key_of({**config, "run": run, "train": train})
 
 
 def run_seed(
@@ -262,6 +272,8 @@ def training_of(
     targets = source.describe().get("targets")
     for plan in sorted(CACHE.glob("runs-*/train.json")):
         known = json.loads(plan.read_text())
+        known["settings"] = ap.TrainConfig.rewritten(known["settings"])
+        known["runs"] = {run: ap.RunConfig.rewritten(config) for run, config in known["runs"].items()}
         same_data = content_of(source).items() <= known["source"].items()
         same_data &= known["source"].get("targets") == targets
         if (
@@ -289,7 +301,7 @@ def table(suite: Suite, rows: dict[str, dict[str, Any]], against: Sequence[str])
             continue
         content = row["config"]["content"]
         key, _ = identify(suite, row["source"], row["recipe"], row["k"], row["seed"], content)
-        if key != row["key"]:
+        if key != current_key(row):
             continue  # a row of other settings
         groups[row["source"], row["recipe"], row["k"]].append(row)
     lines = [

@@ -37,6 +37,14 @@ class Config(BaseModel):
         except ValidationError as error:
             raise InvalidConfig(f"{where}: {_faults(error, cls)}") from None
 
+    @classmethod
+    def rewritten(cls, data: object) -> object:
+        """``data`` as this version writes it, newer fields at their defaults; itself if it does not validate."""
+        try:
+            return cls.model_validate(data).model_dump(mode="json")
+        except ValidationError:
+            return data
+
 
 def _place(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"

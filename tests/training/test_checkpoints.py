@@ -123,6 +123,16 @@ def test_other_arguments_in_the_same_folder_are_refused(
     assert sorted(path.name for path in stopped.rglob("*")) == before
 
 
+def test_a_training_of_an_older_version_goes_on_with_the_defaults_of_what_is_new(stopped: Path) -> None:
+    plan = json.loads((stopped / "train.json").read_text())
+    for run in plan["runs"].values():
+        assert run.pop("encoder") == {"way": "whole", "chunk": None}
+    del plan["settings"]["seed"]  # 0, the default
+    (stopped / "train.json").write_text(json.dumps(plan))
+    go_on(stopped)
+    assert (stopped / "a" / "sae.json").exists()
+
+
 def test_unknown_keys_of_a_run_are_refused() -> None:
     data = RUNS["a"].model_dump(mode="json") | {"learning_rate": 1}
     with pytest.raises(InvalidConfig, match=r"unknown key 'learning_rate' \(known keys: .*lr.*\)"):

@@ -90,6 +90,10 @@ def claim_folder(out: Path, configs: Mapping[str, RunConfig], source: Source, se
         for description in (found.get("source"), plan["source"]):
             if isinstance(description, dict):
                 description.pop("path", None)
+        # A training that an older version began goes on with what the fields of this one are by default.
+        found["settings"] = TrainConfig.rewritten(found.get("settings"))
+        if isinstance(found.get("runs"), dict):
+            found["runs"] = {name: RunConfig.rewritten(run) for name, run in found["runs"].items()}
         differing = sorted(key for key in plan if found.get(key) != plan[key])
         if differing:
             raise InvalidConfig(
