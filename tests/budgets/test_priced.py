@@ -84,10 +84,10 @@ def test_labels_are_the_best_split_of_their_budget():
     trace, rows = sae.trace(x), some_rows(40, 10, x.device)
     assert rows.tolist() == list(range(0, 40, 4))
     order = first_features(trace, rows, 20)
-    best = best_counts(trace, sae.dictionary(), rows, order, 5.0)
+    best = best_counts(trace, sae.dictionary(), rows, order, 2.0)
     errors = prefix_errors(x[rows] - sae.b_dec.detach(), sae.W_dec.detach(), order.features, order.values)
     errors, spent = errors.double(), int(best.sum())
-    assert 40 <= spent <= 50 and best.float().std() > 1
+    assert 12 <= spent <= 20 and best.float().std() > 0.5
     # The smallest error of every budget, token by token: least[m] with m features among the tokens so far.
     least = torch.full((spent + 1,), torch.inf, dtype=torch.float64)
     least[0] = 0.0
@@ -199,7 +199,7 @@ def test_a_diverging_run_is_left_to_say_so():
     watch(sae, steps=2)
     x, _ = simple_and_hard(400)
     before = sae.allocator.budget.weight.clone()
-    x[5] = torch.nan
+    x[4] = torch.nan  # one that is labelled
     sae.allocator.observe(sae.trace(x), sae.dictionary(), Firing(64))
     assert torch.equal(sae.allocator.budget.weight, before) and before.isfinite().all()
 

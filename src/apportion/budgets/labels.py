@@ -41,10 +41,11 @@ def first_features(trace: Trace, rows: Tensor, most: int) -> Ordered:
     return trace.pre.narrow(rows, features).ordered(most)
 
 
+@torch.no_grad()
 def best_counts(trace: Trace, dictionary: Dictionary, rows: Tensor, order: Ordered, k: float) -> Tensor:
-    """[m] int64: for each of those rows the k with which, at one price for all, their mean is ``k``.
+    """[m] int64: for each of those rows the best k, at the one price at which their mean is ``k``.
 
-    Features are taken in the order given; see ``metrics.Oracle``.
+    It is less where no more features help. They are taken in the order given; see ``metrics.Oracle``.
     """
     target = trace.x[rows].float() - dictionary.b_dec.float()
     errors = prefix_errors(target, dictionary.W_dec.float(), order.features, order.values.float()).double()
