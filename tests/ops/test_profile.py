@@ -9,7 +9,7 @@ import torch
 from apportion.ops.profile import FLOOR, N_PROFILE, profile
 from apportion.ops.select import entries_above
 
-LEVEL = torch.tensor(0.25, dtype=torch.float64)
+LEVEL = torch.tensor(0.2, dtype=torch.float64)
 
 
 def affinities(n=30, d_sae=50, seed=0):
@@ -26,7 +26,9 @@ def by_hand(row):
     ratios = [value / float(LEVEL) for value in row.tolist() if value > FLOOR * float(LEVEL)]
     levels = [FLOOR * 2 ** (i / 2) for i in range(8)]
     counts = [sum(min(max(2 * math.log2(r / low), 0), 1) for r in ratios) for low in levels]
-    return [math.log(s + 0.5) for s in (*counts, sum(r - 0.5 for r in ratios), sum(r * r - 0.25 for r in ratios))]
+    return [
+        math.log(s + 0.5) for s in (*counts, sum(r - FLOOR for r in ratios), sum(r * r - 0.5 for r in ratios))
+    ]
 
 
 def test_the_numbers_are_those_of_the_docstring():

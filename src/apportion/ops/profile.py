@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .select import Pairs
 
-FLOOR = 0.5
+FLOOR = math.sqrt(0.5)
 """Share of the level below which affinities do not count."""
 N_PROFILE = 10
 
