@@ -12,7 +12,7 @@ sys.path.insert(0, sys.argv[3])
 from apportion.allocators import (
     FeatureChoiceConfig, MutualChoiceConfig, ReLUConfig, SoftTopKConfig, TokenChoiceConfig
 )
-from apportion.budgets import LessonConfig, RidgeConfig
+from apportion.budgets import LabelsConfig, LessonConfig, PricedConfig, RidgeConfig
 from apportion.clock import Clock
 from apportion.firing import Firing
 from apportion.objectives import SparsityConfig
@@ -26,6 +26,7 @@ dist.init_process_group("gloo", init_method=f"file://{sys.argv[2]}", rank=rank, 
 world = World(rank, 2)
 lesson = LessonConfig(gather=Jump(start=1.0, end=0.0, at=0.3), joint=Jump(start=0.0, end=0.1, at=0.5))
 taught = TokenChoiceConfig(budget=RidgeConfig(k=6, lesson=lesson))
+priced = TokenChoiceConfig(budget=PricedConfig(k=6, labels=LabelsConfig(every=3, rows=20)))
 for scope in ("rank", "global"):
     for config in (
         FeatureChoiceConfig(k=6, scope=scope, warmup=0.3, refresh_every=2),
@@ -33,6 +34,7 @@ for scope in ("rank", "global"):
         SoftTopKConfig.for_k(6),
         ReLUConfig(k=6, p=Linear(start=1.0, end=0.2)),
         taught,
+        priced,
     ):
         sae, price = make_sae(config), SparsityConfig().build()
         spent = []
@@ -50,6 +52,8 @@ for scope in ("rank", "global"):
             assert all(torch.equal(mine, other) for other in others), (config.kind, scope, name)
         if config is taught:
             assert int(sae.allocator.budget.lesson.taught) and float(sae.allocator.budget.weight[0]) > 0.9
+        if config is priced:
+            assert sae.allocator.budget.weight.any() and sae.allocator.budget.regression.sums[-2, -2] == 4 * 34
         if config.kind in ("feature_choice", "mutual_choice"):
             assert max(spent) <= 600, (config.kind, scope, spent)
             assert spent[0] == 600, (config.kind, scope, spent)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from apportion.ops.ridge import choose_ridge, fit_ridge, fold_of, products, squared_error
+from apportion.ops.ridge import choose_ridge, fit_ridge, fold_of, products, solve_ridge, squared_error
 
 PENALTIES = (0.01, 1.0, 100.0, 1e4)
 
@@ -33,6 +33,20 @@ def test_the_solution_is_scikit_learns(penalty):
     assert float(fit.bias) == pytest.approx(want.intercept_, rel=1e-8)
     error = (y.double() - x.double() @ fit.weight - fit.bias).square().sum()
     assert float(squared_error(sums.sum(0), fit)) == pytest.approx(float(error), rel=1e-8)
+
+
+def test_in_the_columns_own_units_it_is_the_solution_on_standardised_columns():
+    ridge = pytest.importorskip("sklearn.linear_model").Ridge(alpha=30.0)
+    x, y = rows()
+    x = x.double() * torch.logspace(-3, 3, 12)
+    x[:, 5] = 2.5  # says nothing
+    spread = x.std(0, correction=0)
+    spread[5] = 1.0
+    want = ridge.fit((x / spread).numpy(), y.double().numpy())
+    fit = solve_ridge(products(x, y, 1)[0], 30.0)
+    np.testing.assert_allclose((fit.weight * spread).numpy(), want.coef_, rtol=1e-6, atol=1e-9)
+    assert fit.weight[5] == 0
+    assert float(fit.bias) == pytest.approx(want.intercept_, rel=1e-6)
 
 
 def test_the_penalty_is_the_one_that_cross_validation_over_texts_chooses():

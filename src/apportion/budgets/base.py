@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from ..affinities import Affinities, Survey
@@ -37,6 +38,45 @@ class BudgetConfig(Kind, abc.ABC):
 
     @abc.abstractmethod
     def build(self, *, d_in: int, d_sae: int) -> Budget: ...
+
+
+class BoundedConfig(BudgetConfig):
+    """The config of a budget with a mean and bounds.
+
+    Attributes:
+        k: mean features per token.
+        k_min, k_max: bounds of k; None for k / 4 (but at least 1, or k if that is less) and 4 k, the published
+            20 and 320 of AdaptiveK at k = 80.
+    """
+
+    k: float = Field(gt=0, allow_inf_nan=False)
+    k_min: float | None = Field(default=None, ge=0)
+    k_max: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _k_between(self) -> Self:
+        low, high = self.bounds
+        if not low <= self.k <= high or low == high:
+            raise ValueError(
+                f"k = {self.k:g} must lie between k_min = {low:g} and k_max = {high:g}, for it is the mean of "
+                "what they bound; change one of them"
+            )
+        if not round(low) <= self.k <= round(high):
+            raise ValueError(
+                f"k_min = {low:g} and k_max = {high:g} round to {round(low)} and {round(high)}, and k = "
+                f"{self.k:g} is not between; widen the bounds"
+            )
+        return self
+
+    @property
+    def mean_k(self) -> float:
+        return self.k
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The smallest and the largest k."""
+        low = max(self.k / 4, min(self.k, 1.0)) if self.k_min is None else self.k_min
+        return low, 4 * self.k if self.k_max is None else self.k_max
 
 
 class Budget(nn.Module, abc.ABC):

@@ -14,7 +14,7 @@ from ..clock import END, Clock
 from ..firing import Firing
 from ..trace import Dictionary, Trace
 from ..world import SOLO, World
-from .base import Budget, BudgetConfig, meet, rounded
+from .base import BoundedConfig, Budget, meet, rounded
 from .lesson import Lesson, LessonConfig, Recent
 from .score_map import MAPS
 
@@ -22,14 +22,11 @@ _HALVINGS = 34
 """Of the offset's interval in training; calibration goes on to the last digit."""
 
 
-class RidgeConfig(BudgetConfig):
+class RidgeConfig(BoundedConfig):
     """A probe and the map from its score to k.
 
     Attributes:
-        k: mean features per token.
         map: ``sigmoid`` (published) or ``linear`` in the score, or ``rank``, in its quantile among tokens.
-        k_min, k_max: bounds of k; None for k / 4 (but at least 1, or k if that is less) and 4 k, the published
-            20 and 320 at k = 80.
         slope: of sigmoid and line, per unit of the target. Published: 0.6 per point of the judge, of whom one
             standard deviation is a point or two.
         clip: bounds of the score; None for none. Published: 0 and 10.
@@ -37,44 +34,20 @@ class RidgeConfig(BudgetConfig):
     """
 
     kind: Literal["ridge"] = "ridge"
-    k: float = Field(gt=0, allow_inf_nan=False)
     map: Literal["sigmoid", "linear", "rank"] = "sigmoid"
-    k_min: float | None = Field(default=None, ge=0)
-    k_max: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     slope: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     clip: tuple[float, float] | None = None
     lesson: LessonConfig | None = LessonConfig()
 
     @model_validator(mode="after")
-    def _k_between(self) -> RidgeConfig:
-        low, high = self.bounds
-        if not low <= self.k <= high or low == high:
-            raise ValueError(
-                f"k = {self.k:g} must lie between k_min = {low:g} and k_max = {high:g}, for it is the mean of "
-                "what they bound; change one of them"
-            )
-        if not round(low) <= self.k <= round(high):
-            raise ValueError(
-                f"k_min = {low:g} and k_max = {high:g} round to {round(low)} and {round(high)}, and k = "
-                f"{self.k:g} is not between; widen the bounds"
-            )
+    def _clip_ascends(self) -> RidgeConfig:
         if self.clip is not None and not self.clip[0] < self.clip[1]:
             raise ValueError(f"clip = {self.clip} must be a lower and a higher score")
         return self
 
     @property
-    def mean_k(self) -> float:
-        return self.k
-
-    @property
     def learns_from_targets(self) -> bool:
         return self.lesson is not None
-
-    @property
-    def bounds(self) -> tuple[float, float]:
-        """The smallest and the largest k."""
-        low = max(self.k / 4, min(self.k, 1.0)) if self.k_min is None else self.k_min
-        return low, 4 * self.k if self.k_max is None else self.k_max
 
     def build(self, *, d_in: int, d_sae: int) -> Ridge:
         return Ridge(self, d_in=d_in, d_sae=d_sae)

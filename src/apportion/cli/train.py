@@ -33,7 +33,7 @@ class Train:
     """Folder for runs, logs and checkpoints."""
     recipe: str = "token_choice,mutual_choice"
     """Recipes, separated by commas: token_choice (topk), mutual_choice (batch_topk), soft_sae, feature_choice,
-    adaptive_k, relu_l1, p_anneal, jump_relu, gated, matryoshka, or a rule of --plugin."""
+    adaptive_k, priced, relu_l1, p_anneal, jump_relu, gated, matryoshka, or a rule of --plugin."""
     k: str | None = None
     """Mean features per token, one or more, separated by commas; 32 unless --paper says otherwise."""
     seed: str = "0"

@@ -61,6 +61,24 @@ def fit_ridge(sums: Tensor, penalties: tuple[float, ...]) -> list[Fit]:
     return found
 
 
+def solve_ridge(sums: Tensor, rows: float) -> Fit:
+    """The solution under a penalty in each column's own units: it is shrunk as by ``rows`` rows of no relation.
+
+    A column that does not vary gets no weight.
+    """
+    n = sums[-2, -2]
+    mean, target = sums[:-2, -2] / n, sums[-1, -2] / n
+    covariance = sums[:-2, :-2] / n - mean[:, None] * mean
+    variance = covariance.diagonal()
+    unit = torch.where(variance > 1e-12 * (sums.diagonal()[:-2] / n), 1 / variance.clamp(min=0).sqrt(), 0.0)
+    alike = covariance * (unit[:, None] * unit)
+    alike.diagonal().fill_(1.0).add_(rows / n)
+    with_target = unit * (sums[:-2, -1] / n - mean * target)
+    factor = torch.linalg.cholesky(alike)
+    weight = unit * torch.cholesky_solve(with_target[:, None], factor)[:, 0]
+    return Fit(weight, target - mean @ weight, rows)
+
+
 def squared_error(sums: Tensor, fit: Fit) -> Tensor:
     """[]: Σ (y - prediction)² over the rows whose sums are ``sums``."""
     residual = torch.cat([-fit.weight, -fit.bias[None], fit.bias.new_ones(1)])
