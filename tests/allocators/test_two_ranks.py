@@ -53,7 +53,8 @@ for scope in ("rank", "global"):
         if config is taught:
             assert int(sae.allocator.budget.lesson.taught) and float(sae.allocator.budget.weight[0]) > 0.9
         if config is priced:
-            assert sae.allocator.budget.weight.any() and sae.allocator.budget.regression.sums[-2, -2] == 4 * 34
+            tokens = float(sae.allocator.budget.regression.sums[-2, -2])
+            assert sae.allocator.budget.weight.any() and 4 * 34 - 1 < tokens <= 4 * 34, "17 of each rank, 4 times"
         if config.kind in ("feature_choice", "mutual_choice"):
             assert max(spent) <= 600, (config.kind, scope, spent)
             assert spent[0] == 600, (config.kind, scope, spent)

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 import apportion as ap
+from apportion.affinities import affinities_of
 from apportion.allocators import SoftTopKConfig, TokenChoiceConfig
 from apportion.budgets import LearnedConfig
 from apportion.clock import END, Clock
@@ -191,7 +192,7 @@ def test_training_in_float64_observes_too():
 def test_float64_input_is_worked_in_float64(estimator):
     sae, x = sae_with(estimator, spread=0.3), inputs(30)
     coarse = sae.allocator.budget(sae.trace(x).pre, x, END)
-    settled = sae._affinities(x, sae.dictionary(), settle=True)
+    settled = affinities_of(x, sae.dictionary(), settle=True)
     fine = sae.allocator.budget(settled.precise(torch.arange(30)), x.double(), END)
     assert fine.dtype == torch.float64
     torch.testing.assert_close(fine, coarse.double(), rtol=1e-5, atol=1e-5)
