@@ -14,6 +14,7 @@ from .capture import Capture
 from .compare import Compare
 from .demo import Demo
 from .evaluate import Evaluate
+from .report import Report
 from .score import Score
 from .train import Train
 
@@ -24,6 +25,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "train": Train,
     "evaluate": Evaluate,
     "compare": Compare,
+    "report": Report,
     "bench": Bench,
 }
 
