@@ -102,15 +102,16 @@ def test_every_chart_has_its_marks(opened: Any) -> None:
     for name in names:
         figure = json.loads(text_of(opened, f"#{name} script"))["data"]
         lines = [trace for trace in figure if trace["type"] == "scatter"]
+        marked = not any(trace["marker"]["maxdisplayed"] for trace in lines)
         expected = {
             ".scatterlayer .trace": len(lines),
-            ".scatterlayer .point": sum(len(t["x"]) for t in lines if "markers" in t["mode"]),
+            ".scatterlayer .point": sum(len(t["x"]) for t in lines if "markers" in t["mode"]) if marked else None,
             ".barlayer .point": sum(len(t["x"]) for t in figure if t["type"] == "bar"),
             ".errorbar": sum(len(t["x"]) for t in figure if "error_y" in t),
         }
         for selector, marks in expected.items():
             found = opened.find_elements("css selector", f"#{name} {selector}")
-            assert len(found) == marks, f"{name} {selector}"
+            assert (len(found) == marks) if marks is not None else found, f"{name} {selector}"
 
 
 def test_pointing_at_a_mark_tells_its_values(opened: Any) -> None:

@@ -28,11 +28,11 @@ def whole(source: ap.TensorSource) -> torch.Tensor:
 def test_a_feature_s_gain_is_what_fvu_rises_by_without_it(rows: ap.TensorSource) -> None:
     sae, x = make_sae(CONFIG), whole(rows)
     found = survey(sae, rows, keep=0)
-    code, spread = sae.encode(x), Moments()
+    code, spread = sae.encode(x).detach(), Moments()
     spread.update(x)
 
     def fvu(features: torch.Tensor) -> float:
-        error = (x - sae.decode(code.restrict(features))).double().square().sum()
+        error = (x - sae.decode(code.restrict(features)).detach()).double().square().sum()
         return float(error / spread.scatter)
 
     everything = torch.ones(sae.d_sae, dtype=torch.bool)

@@ -18,6 +18,8 @@ from .survey import Survey
 
 BINS, RANKS = 72, 160
 """Bars of a histogram of k, about, and points of a curve of densities."""
+MARKS = 6
+"""Symbols on a curve of many points."""
 
 FRONTS = {
     "fvu": (
@@ -123,6 +125,7 @@ def budgets(surveys: Mapping[Look, Survey]) -> Chart:
         quantiles = [str(_quantile(counts, share)) for share in (0.05, 0.5, 0.95)]
         rows.append([look.label, f"{mean:.2f}", *quantiles, str(len(counts) - 1)])
     heads = ["SAE", "mean", "5 %", "median", "95 %", "most"]
+    layout["xaxis"]["anchor"] = bars[-1]["yaxis"]
     size = 96 * len(histograms) + 56
     return Chart("budgets", "Features per token", BUDGETS, list(surveys), bars, layout, heads, rows, size)
 
@@ -137,15 +140,17 @@ def densities(surveys: Mapping[Look, Survey]) -> Chart:
         ranks = torch.logspace(0, math.log10(max(n, 1)), RANKS).round().long().clamp(1, max(n, 1)).unique()
         own = falling[ranks - 1].tolist() if n else []
         told = [f"rank {rank:,}<br>density {own[at]:.3%}" for at, rank in enumerate(ranks.tolist()) if n]
-        lines.append(line(look, ranks.tolist()[: len(own)], own, told, "lines"))
+        lines.append(line(look, ranks.tolist()[: len(own)], own, told, MARKS))
         row = [look.label, "", "", "", f"{len(survey.density) - n:,} of {len(survey.density):,}"]
         try:
             fit = fit_zipf(survey.density)
         except InvalidInput:  # too few features fire
             pass
         else:
-            curve = line(look, ranks.tolist(), fit.at(ranks).tolist(), [], "lines")
-            lines.append(curve | {"line": {"dash": "2px,5px", "width": 1.5}, "hoverinfo": "skip"})
+            curve = line(look, ranks.tolist(), fit.at(ranks).tolist(), [])
+            lines.append(
+                curve | {"mode": "lines", "line": {"dash": "2px,5px", "width": 1.5}, "hoverinfo": "skip"}
+            )
             row[1:4] = [f"{fit.C:.3g}", f"{fit.beta:.2f}", f"{fit.s:.3f}"]
         rows.append(row)
     layout = {
@@ -170,12 +175,13 @@ def _curve(
         if pairs:
             tokens, values = [t for t, _ in pairs], [v for _, v in pairs]
             told = [f"{t:,.0f} tokens<br>{v:.4g}" for t, v in pairs]
-            lines.append(line(look, tokens, values, told, "lines"))
+            lines.append(line(look, tokens, values, told, MARKS))
             places = (0, len(values) // 2, -1)
             rows.append([look.label, *(f"{values[place]:.4g}" for place in places)])
     values = _all(lines, "y")
     logarithmic = measure != "dead" and min(values, default=0) > 0
-    axis = log_axis("", values) if logarithmic else {"tickformat": ".0%", "rangemode": "tozero"}
+    share = {"tickformat": ".0%", "range": [-0.005, max(0.05, 1.1 * max(values, default=0.0))]}
+    axis = log_axis("", values) if logarithmic else share
     layout = {"xaxis": {"title": {"text": "training tokens"}, "nticks": 5}, "yaxis": axis}
     heads = ["SAE", "first", "halfway", "last"]
     return Chart(f"training-{measure}", title, reading, list(logs), lines, layout, heads, rows, 320)
@@ -191,7 +197,7 @@ def _over_l0(comparison: Comparison, looks: Mapping[str, Look], measure: str) ->
         points.sort(key=lambda point: point.measures["l0"].mean)
         values = [point.measures[measure] for point in points]
         x, y = [point.measures["l0"].mean for point in points], [value.mean for value in values]
-        drawn = line(look, x, y, [_told(point, measure) for point in points], "lines+markers")
+        drawn = line(look, x, y, [_told(point, measure) for point in points])
         if any(value.half for value in values):
             halves = [short(value.half or 0.0) for value in values]
             drawn["error_y"] = {"type": "data", "array": halves, "thickness": 1.25, "width": 4}

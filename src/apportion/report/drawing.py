@@ -81,12 +81,14 @@ def trace(look: Look, kind: str, x: Sequence[float], y: Sequence[float], told: S
     }
 
 
-def line(look: Look, x: Sequence[float], y: Sequence[float], told: Sequence[str], mode: str) -> dict[str, Any]:
-    """A line, with its look's symbol at each point if ``mode`` has markers."""
+def line(
+    look: Look, x: Sequence[float], y: Sequence[float], told: Sequence[str], most_marks: int = 0
+) -> dict[str, Any]:
+    """A line with its look's symbol at its points, or at so many of them as do not hide it; 0 for all."""
     return trace(look, "scatter", x, y, told) | {
-        "mode": mode,
+        "mode": "lines+markers",
         "line": {"dash": look.line, "width": 2},
-        "marker": {"symbol": look.symbol, "size": 10},
+        "marker": {"symbol": look.symbol, "size": 9, "maxdisplayed": most_marks},
     }
 
 
@@ -112,8 +114,8 @@ def ticks(low: float, high: float) -> list[float]:
     [8.0, 10.0, 20.0, 30.0]
     >>> ticks(0.9, 1500.0)
     [1.0, 10.0, 100.0, 1000.0]
-    >>> ticks(0.11, 0.14)
-    [0.11, 0.12, 0.13, 0.14]
+    >>> ticks(0.15, 0.27)
+    [0.16, 0.18, 0.2, 0.22, 0.24, 0.26]
     """
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for leads in ((1,), (1, 3), (1, 2, 5), (1, 2, 3, 4, 5, 6, 8)):
@@ -121,7 +123,7 @@ def ticks(low: float, high: float) -> list[float]:
         found = [tick for tick in found if low <= tick <= high]
         if len(found) >= 3:
             return found[:: math.ceil(len(found) / 8)]
-    room = (high - low) / 2
+    room = (high - low) / 4
     decade = 10.0 ** math.floor(math.log10(room))
     step = max(factor for factor in (1, 2, 5) if factor * decade <= room) * decade
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)

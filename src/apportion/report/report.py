@@ -229,7 +229,7 @@ def _looks(chosen: Sequence[Measured], comparison: Comparison) -> list[Look]:
 def _about(source: Source, comparison: Comparison, details: Sequence[_Detail]) -> dict[str, Any]:
     told = source.describe()
     model = Path(str(told.get("model", ""))).name
-    title = " · ".join(part for part in (model, str(told.get("module", ""))) if part)
+    title = "\u00a0· ".join(part for part in (model, str(told.get("module", ""))) if part)
     return {
         "title": title or f"Activations of a {type(source).__name__}",
         "methods": len({sae.method for sae in comparison.saes}),

@@ -25,7 +25,7 @@ const themedLayout = (layout, of) => {
     dragmode: false,
     autosize: true,
     ...layout,
-    ...Object.fromEntries(axes.map((name) => [name, { ...axis, ...layout[name] }])),
+    ...Object.fromEntries(axes.map((name) => [name, { ...axis, ...layout[name], title: { ...layout[name].title, font: { size: 13 } } }])),
     shapes: (layout.shapes ?? []).map((shape) => ({ ...shape, line: { ...shape.line, color: of("soft") } })),
     annotations: (layout.annotations ?? []).map((note) => ({ ...note, font: { size: 13, color: of("ink") } })),
   };

@@ -123,8 +123,9 @@ class Features {
     this.note();
     if (at === undefined) return detail.replaceChildren();
     const { feature, density, gain, peak } = this.columns;
-    if (this.chosen) history.replaceState(null, "", `#feature=${this.sae.value}/${feature[at]}`);
+    const moved = this.chosen;
     this.chosen = true;
+    if (moved) history.replaceState(null, "", `#feature=${this.sae.value}/${feature[at]}`);
     const facts = [["density", percent(density[at])], ["gain", percent(gain[at])]];
     if (peak) facts.push(["largest value", number(peak[at])]);
     detail.replaceChildren(
@@ -135,6 +136,9 @@ class Features {
       ...this.neighbours(at),
     );
     detail.scrollTop = 0;
+    byId("feature-status").textContent = `Feature ${feature[at]} is shown`;
+    const { top, bottom } = detail.getBoundingClientRect();
+    if (moved && (bottom < 80 || top > innerHeight)) detail.scrollIntoView();
   }
 
   note() {

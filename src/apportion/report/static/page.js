@@ -52,11 +52,10 @@ const spy = new IntersectionObserver(
   (entries) => {
     for (const { target, isIntersecting } of entries) {
       const link = links.get(target.id);
-      if (!isIntersecting || !link) continue;
-      for (const other of links.values()) other.removeAttribute("aria-current");
-      link.setAttribute("aria-current", "true");
+      if (isIntersecting) link?.setAttribute("aria-current", "true");
+      else link?.removeAttribute("aria-current");
     }
   },
-  { rootMargin: "-30% 0px -65%" },
+  { rootMargin: "-30% 0px -70%" },
 );
 for (const section of document.querySelectorAll("main > section")) spy.observe(section);
