@@ -142,16 +142,16 @@ def test_the_text_shows_k_to_pointer_keys_and_eye(opened: Any) -> None:
     own = "[...panel.querySelectorAll('.token')].map(token => Number(token.dataset.k))"
     script = f"return [...document.querySelectorAll('.panel')].map(panel => {own})"
     assert opened.execute_script(script) == [own[0] for own in block["counts"]]
-    assert len(set(block["counts"][0][0])) > 1, "the text of a rule that spends differently is worth showing"
-    third = block["counts"][0][0][2], block["counts"][1][0][2]
+    assert len(set(block["counts"][2][0])) > 1  # of mutual choice, or the colours would say nothing
+    third, fourth = ([own[0][at] for own in block["counts"]] for at in (2, 3))
     ActionChains(opened).move_to_element(find(opened, ".panel .token[data-at='2']")).perform()
     wait(opened, "document.querySelector('.now').textContent === arguments[0]", f"k {third[0]}")
     now = [node.get_attribute("textContent") for node in opened.find_elements("css selector", ".now")]
-    assert now[:2] == [f"k {k}" for k in third]
+    assert now == [f"k {k}" for k in third]
     opened.execute_script("document.querySelector('.tokens').focus()")
     find(opened, ".tokens").send_keys(Keys.ARROW_RIGHT)
-    assert text_of(opened, ".now") == f"k {block['counts'][0][0][3]}"
-    assert f"{block['counts'][1][0][3]} features" in text_of(opened, "#text-status")
+    assert text_of(opened, ".panel:last-child .now") == f"k {fourth[2]}"
+    assert f"{fourth[2]} features" in text_of(opened, "#text-status")
     find(opened, "#text-numbers").click()
     shown = "return getComputedStyle(document.querySelector(\".token[data-at='2']\"), '::after').content"
     assert opened.execute_script(shown) == f'"{third[0]}"'
@@ -177,7 +177,7 @@ def test_features_are_searched_sorted_and_shown(opened: Any) -> None:
     wait(opened, "document.querySelector('#feature-count').textContent.startsWith('0 found')")
     search.clear()
     search.send_keys("word7")
-    wait(opened, "document.querySelector('#feature-count').textContent.includes('found, of 64')")
+    wait(opened, "document.querySelector('#feature-count').textContent.match(/^1 to \\d+ of \\d+ found, of 64/)")
     find(opened, "#feature-list button").click()
     detail = text_of(opened, "#feature-detail")
     assert "word7" in detail and "Raises the logits of" in detail and "Nearest directions" in detail
@@ -203,7 +203,7 @@ def test_a_feature_s_contexts_carry_its_values(opened: Any) -> None:
     for context in found:
         (peak,) = context.find_elements("css selector", "[data-peak]")
         assert peak.get_attribute("title") == context.find_element("css selector", ".value").text
-        assert float(peak.value_of_css_property("--level")) > 0
+        assert "--level" in peak.get_attribute("style")
 
 
 def test_nothing_is_wider_than_the_window_fetched_or_complained_of(opened: Any) -> None:
