@@ -49,7 +49,9 @@ def look(browser: Any, page: Path, width: int, scheme: str = "light") -> None:
 
 
 def prefer(browser: Any, scheme: str) -> None:
-    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    # Without motion, for what is still scrolling cannot be clicked.
+    wanted = {"prefers-color-scheme": scheme, "prefers-reduced-motion": "reduce"}
+    features = [{"name": name, "value": value} for name, value in wanted.items()]
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
 
 
@@ -144,7 +146,8 @@ def test_the_text_shows_k_to_pointer_keys_and_eye(opened: Any) -> None:
     assert opened.execute_script(script) == [own[0] for own in block["counts"]]
     assert len(set(block["counts"][2][0])) > 1  # of mutual choice, or the colours would say nothing
     third, fourth = ([own[0][at] for own in block["counts"]] for at in (2, 3))
-    ActionChains(opened).move_to_element(find(opened, ".panel .token[data-at='2']")).perform()
+    go(opened, ".token[data-at='2']")
+    ActionChains(opened).move_to_element(find(opened, ".token[data-at='2']")).perform()
     wait(opened, "document.querySelector('.now').textContent === arguments[0]", f"k {third[0]}")
     now = [node.get_attribute("textContent") for node in opened.find_elements("css selector", ".now")]
     assert now == [f"k {k}" for k in third]
@@ -178,6 +181,7 @@ def test_features_are_searched_sorted_and_shown(opened: Any) -> None:
     search.clear()
     search.send_keys("word7")
     wait(opened, "document.querySelector('#feature-count').textContent.match(/^1 to \\d+ of \\d+ found, of 64/)")
+    go(opened, "#feature-list button")
     find(opened, "#feature-list button").click()
     detail = text_of(opened, "#feature-detail")
     assert "word7" in detail and "Raises the logits of" in detail and "Nearest directions" in detail
