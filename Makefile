@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PEERS  := .venv-peers
 
-.PHONY: venv demo test lint test-slow peers bench quality parity speed clean
+.PHONY: venv demo test browser lint test-slow peers bench quality parity speed clean
 
 venv: $(STAMP)
 
@@ -23,8 +23,16 @@ lint: venv
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint
+test: lint browser
 	$(BIN)/python -m pytest -q
+
+# Chromium, in which the report's page is tested; where it may not be installed, those tests say so and are skipped.
+browser:
+	@if command -v chromium >/dev/null && command -v chromedriver >/dev/null; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		{ apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium chromium-driver; } >/dev/null \
+		|| echo "make browser: Chromium could not be installed; tests in it are skipped"; \
+	else echo "make browser: no Chromium and no right to install it; tests in it are skipped"; fi
 
 # Minutes each: laws at full size, the demo as a user runs it.
 test-slow: venv

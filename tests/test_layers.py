@@ -20,7 +20,7 @@ LAYERS: dict[str, int] = {
     **dict.fromkeys(("objectives", "metrics", "io"), 40),
     **dict.fromkeys(("activations", "complexity"), 40),
     **dict.fromkeys(("calibrate", "training", "evaluate", "analysis", "compare"), 50),
-    **dict.fromkeys(("recipes", "bench", "cli"), 60),
+    **dict.fromkeys(("recipes", "bench", "report", "cli"), 60),
     **dict.fromkeys(("__init__", "__main__"), 70),
 }
 NOT_EACH_OTHER = {"objectives", "metrics", "io", "activations", "complexity"}
@@ -37,7 +37,14 @@ OPTIONAL = {
     "textstat": {"complexity/readability.py"},
     "sklearn": {"complexity/probe.py", "metrics/probing.py"},
     "scipy": {"complexity/probe.py"},
+<<<<<<< HEAD
     "triton": {"ops/kernels/largest.py", "ops/kernels/ragged.py"},
+=======
+    "plotly": {"report/page.py"},
+    "jinja2": {"report/page.py"},
+    "markupsafe": {"report/page.py"},
+    "triton": set(),
+>>>>>>> report
     "sae_lens": set(),
 }
 

@@ -61,10 +61,7 @@ def load_model(name: str) -> LoadedModel:
     Raises: ``UnknownName`` naming the nearest ones, ``InvalidInput`` for a model whose weights are not all
     there, ``MissingExtra`` without transformers.
     """
-    try:
-        import transformers
-    except ImportError:
-        raise MissingExtra("loading a model needs transformers; install apportion[capture]") from None
+    transformers = _transformers()
     place = _locate(name)
     options: dict[str, Any] = {"trust_remote_code": False}
     with _quiet(transformers):
@@ -90,6 +87,22 @@ def load_model(name: str) -> LoadedModel:
             ) from None
         tokenizer = _load_tokenizer(transformers, place, options)
     return LoadedModel(model.eval().requires_grad_(False), tokenizer, name, causal)
+
+
+def load_tokenizer(name: str) -> Any:
+    """The tokenizer of the model ``name`` alone, None if it comes without one. Raises as ``load_model`` does."""
+    transformers = _transformers()
+    place = _locate(name)
+    with _quiet(transformers):
+        return _load_tokenizer(transformers, place, {"trust_remote_code": False})
+
+
+def _transformers() -> Any:
+    try:
+        import transformers
+    except ImportError:
+        raise MissingExtra("loading a model needs transformers; install apportion[capture]") from None
+    return transformers
 
 
 def _check_whole(name: str, report: Mapping[str, Any]) -> None:

@@ -55,7 +55,7 @@ class Compare:
         folders = list(
             {folder.resolve(): folder for run in self.runs for folder in sae_folders(Path(run))}.values()
         )
-        heldout, split_seed = _split(folders)
+        heldout, split_seed = split_of(folders)
         source = StoreSource(self.data, self.module, heldout=heldout, split_seed=split_seed)
         model = load_model(self.model) if self.model else None
         if model is not None:
@@ -79,7 +79,7 @@ class Compare:
         return 2 if comparison.left_out else 0
 
 
-def _split(folders: Sequence[Path]) -> tuple[float, int]:
+def split_of(folders: Sequence[Path]) -> tuple[float, int]:
     """How the first SAE that says so held documents out."""
     for folder in folders:
         try:

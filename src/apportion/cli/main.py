@@ -15,6 +15,7 @@ from .capture import Capture
 from .compare import Compare
 from .demo import Demo
 from .evaluate import Evaluate
+from .report import Report
 from .score import Score
 from .train import Train
 
@@ -26,6 +27,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "evaluate": Evaluate,
     "compare": Compare,
     "analyse": Analyse,
+    "report": Report,
     "bench": Bench,
 }
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Sequence
 from dataclasses import asdict
+from typing import NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -43,6 +43,14 @@ CSV_COLUMNS = (
 )
 
 
+class Table(NamedTuple):
+    """Words and numbers as people read them: a row of heads, and rows that begin with what they are about."""
+
+    title: str
+    heads: list[str]
+    rows: list[list[str]]
+
+
 def to_json(comparison: Comparison) -> str:
     """All of it, as an object that ``from_json`` reads."""
     return json.dumps(asdict(comparison), indent=1, allow_nan=False) + "\n"
@@ -76,32 +84,34 @@ def to_csv(comparison: Comparison) -> str:
 
 
 def to_markdown(comparison: Comparison) -> str:
+    """``tables``, as Markdown."""
+    return "\n".join(_markdown(table) for table in tables(comparison))
+
+
+def tables(comparison: Comparison) -> list[Table]:
     """Three kinds of tables for people: measures at every k, at equal measured L0, and differences."""
-    tables = [_points(comparison)]
-    for measure in dict.fromkeys(level.measure for level in comparison.levels):
-        tables.append(_levels(comparison, measure))
-    if comparison.differences:
-        tables.append(_differences(comparison))
-    return "\n".join(tables)
+    measures = dict.fromkeys(level.measure for level in comparison.levels)
+    found = [_points(comparison), *(_levels(comparison, measure) for measure in measures)]
+    return [*found, _differences(comparison)] if comparison.differences else found
 
 
-def _points(comparison: Comparison) -> str:
+def _points(comparison: Comparison) -> Table:
     shown = [name for name in TITLES if any(name in point.measures for point in comparison.points)]
     rows = [
         [
             point.method,
             f"{point.k:g}",
             str(sum((sae.method, sae.k) == (point.method, point.k) for sae in comparison.saes)),
-            *(_cell(point.measures.get(name), name) for name in shown),
+            *(cell_of(point.measures.get(name), name) for name in shown),
         ]
         for point in comparison.points
     ]
     documents = "" if comparison.documents is None else f" of {comparison.documents:,} documents"
     title = f"On {comparison.tokens:,} held-out tokens{documents}"
-    return _table(title, ["method", "k", "seeds", *(TITLES[name] for name in shown)], rows)
+    return Table(title, ["method", "k", "seeds", *(TITLES[name] for name in shown)], rows)
 
 
-def _levels(comparison: Comparison, measure: str) -> str:
+def _levels(comparison: Comparison, measure: str) -> Table:
     levels = [level for level in comparison.levels if level.measure == measure]
     cells = {(level.method, level.k): level for level in levels}
     k = sorted({level.k for level in levels})
@@ -112,26 +122,27 @@ def _levels(comparison: Comparison, measure: str) -> str:
     rows = []
     for method in dict.fromkeys(level.method for level in levels):
         found = [cells.get((method, own)) for own in k]
-        rows.append([method, *("" if one is None else _cell(one.value, measure) for one in found)])
-    return _table(f"{TITLES[measure]} at equal measured L0", ["method", *heads], rows)
+        rows.append([method, *("" if one is None else cell_of(one.value, measure) for one in found)])
+    return Table(f"{TITLES[measure]} at equal measured L0", ["method", *heads], rows)
 
 
-def _differences(comparison: Comparison) -> str:
+def _differences(comparison: Comparison) -> Table:
     rows = []
     for one in comparison.differences:
         share = "" if one.share is None else f" ({one.share:+.1%})"
         zero = {True: "yes", False: "no", None: ""}[one.excludes_zero]
         names = [one.method, one.reference, TITLES[one.measure], f"{one.l0:.2f}"]
-        rows.append([*names, _cell(one.value, one.measure, "+") + share, zero])
+        rows.append([*names, cell_of(one.value, one.measure, "+") + share, zero])
     heads = ["method", "less", "measure", "at L0", "difference", "interval excludes 0"]
-    return _table("Differences at equal measured L0, paired by seed", heads, rows)
+    return Table("Differences at equal measured L0, paired by seed", heads, rows)
 
 
 def _parts(value: Interval) -> list[object]:
     return [value.mean, value.half, value.n, value.over]
 
 
-def _cell(value: Interval | None, measure: str, sign: str = "") -> str:
+def cell_of(value: Interval | None, measure: str, sign: str = "") -> str:
+    """A value with half its interval, in as many digits as its measure is read in; empty for none."""
     if value is None:
         return ""
     form = {"l0": ".2f", "tokens_per_s": ",.0f"}.get(measure, ".4f")
@@ -139,12 +150,12 @@ def _cell(value: Interval | None, measure: str, sign: str = "") -> str:
     return text if value.half is None else f"{text} ± {format(value.half, form)}"
 
 
-def _table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [[cell.replace("|", "\\|") for cell in line] for line in (heads, *rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(heads))]
+def _markdown(table: Table) -> str:
+    lines = [[cell.replace("|", "\\|") for cell in line] for line in (table.heads, *table.rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(table.heads))]
     lines.insert(1, ["-" * width for width in widths])
     padded = [
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |"
         for line in lines
     ]
-    return "\n".join([f"**{title}**", "", *padded, ""])
+    return "\n".join([f"**{table.title}**", "", *padded, ""])
