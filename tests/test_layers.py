@@ -37,14 +37,10 @@ OPTIONAL = {
     "textstat": {"complexity/readability.py"},
     "sklearn": {"complexity/probe.py", "metrics/probing.py"},
     "scipy": {"complexity/probe.py"},
-<<<<<<< HEAD
     "triton": {"ops/kernels/largest.py", "ops/kernels/ragged.py"},
-=======
     "plotly": {"report/page.py"},
     "jinja2": {"report/page.py"},
     "markupsafe": {"report/page.py"},
-    "triton": set(),
->>>>>>> report
     "sae_lens": set(),
 }
 
