@@ -194,6 +194,8 @@ def test_features_are_searched_sorted_and_shown(opened: Any) -> None:
     assert f"Feature {block['feature'][densest]}," in first.get_attribute("aria-label")
     first.send_keys(Keys.ARROW_DOWN)
     second = "document.activeElement === document.querySelectorAll('#feature-list button')[1]"
+    wait(opened, second)
+    time.sleep(0.3)  # what was typed before is searched for by now, and the list drawn anew
     assert opened.execute_script(f"return {second}")
     opened.switch_to.active_element.send_keys(Keys.ENTER)
     assert opened.execute_script("return location.hash").startswith("#feature=0/")

@@ -75,7 +75,10 @@ class Features {
     this.page += by;
     const first = this.page * PAGE;
     const shown = this.found.slice(first, first + PAGE);
+    // Who is in the list by keyboard stays there when it is drawn anew.
+    const place = [...this.list.children].findIndex((item) => item.contains(document.activeElement));
     this.list.replaceChildren(...shown.map((at) => element("li", {}, this.row(at))));
+    if (place >= 0) this.list.children[Math.min(place, shown.length - 1)]?.firstElementChild.focus();
     this.note();
     const total = this.found.length.toLocaleString("en");
     const all = this.columns.feature.length.toLocaleString("en");
