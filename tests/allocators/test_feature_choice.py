@@ -11,7 +11,10 @@ from apportion.allocators.feature_threshold import _fit
 from apportion.clock import END, Clock
 from apportion.errors import InvalidConfig, InvalidInput
 from apportion.firing import Firing
+from apportion.objectives import ReconstructionConfig
 from apportion.ops.zipf import fit_zipf, ranks
+from apportion.schedules import Constant
+from apportion.training import Run, train_step
 
 from ..conftest import inputs, make_sae
 
@@ -180,3 +183,41 @@ def test_more_than_there_is_takes_everything():
 def test_no_tokens_to_calibrate_on():
     with pytest.raises(InvalidInput, match="no tokens"):
         make_sae(FeatureThresholdConfig(k=3)).calibrate(lambda: iter([]), 3)
+
+
+def test_only_features_that_cannot_fill_their_quota_are_woken():
+    sae, x = make_sae(FeatureChoiceConfig(k=6, quotas="uniform", wake=0.5)), inputs(64)
+    with torch.no_grad():
+        sae.encoder.bias.add_(3.0)
+        second = ((x - sae.b_dec) @ sae.W_enc[:, 1]).topk(3).values
+        sae.encoder.bias[:2] = torch.tensor([-100.0, -float(second[1:].mean())])  # two positive affinities
+    trace = sae.trace(x, LATE)
+    taken = per_feature(trace.code)
+    assert taken.tolist() == [0, 2] + [4] * 94
+    (loss,) = sae.allocator.terms(trace, sae.dictionary()).values()
+    loss.backward()
+    want = -0.5 * (1 - taken / 4)
+    torch.testing.assert_close(sae.encoder.bias.grad, want)
+    others = [p.grad for name, p in sae.named_parameters() if name != "encoder.bias"]
+    assert all(grad is None or not grad.any() for grad in others)
+
+
+def test_nothing_is_woken_without_quotas_or_weight():
+    for config, clock in ((FeatureChoiceConfig(k=6), Clock(5, 100)), (FeatureChoiceConfig(k=6, wake=0.0), LATE)):
+        sae = make_sae(config)
+        assert sae.allocator.terms(sae.trace(inputs(64), clock), sae.dictionary()) == {}
+
+
+@pytest.mark.parametrize("wake", [0.0, 0.1])
+def test_a_silent_feature_comes_back(wake):
+    allocator = FeatureChoiceConfig(k=6, quotas="uniform", warmup=0.0, wake=wake)
+    config = ap.RunConfig(
+        sae=ap.SAEConfig(d_in=24, d_sae=96, allocator=allocator),
+        objectives=(ReconstructionConfig(),),
+        lr=Constant(value=0.03),
+    )
+    run = Run(config, torch.zeros(24))
+    with torch.no_grad():
+        run.sae.encoder.bias[7] = -12.0
+    steps = [train_step(run, inputs(64, seed=s), Clock(s, 800)) for s in range(600)]
+    assert any(per_feature(step.trace.code)[7] for step in steps[500:]) == (wake > 0)

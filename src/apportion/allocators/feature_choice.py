@@ -36,6 +36,8 @@ class FeatureChoiceConfig(OneKnob):
             moves ranks and curve; with long gaps the quotas would jump.
         horizon: tokens, of those looked at, that a density remembers.
         at_least: smallest quota of a feature, 0 or 1; None for 1 where the batch has room for it.
+        wake: weight of the loss that raises the encoder's bias of features with fewer positive affinities than
+            their quota. One that has none gets no other gradient, and would be silent for good.
         scope: whose tokens share a quota, those of this process or of all.
     """
 
@@ -45,6 +47,7 @@ class FeatureChoiceConfig(OneKnob):
     refresh_every: int = Field(default=8, gt=0)
     horizon: int = Field(default=100_000, gt=0)
     at_least: Literal[0, 1] | None = None
+    wake: float = Field(default=0.1, ge=0, allow_inf_nan=False)
     scope: Scope = "rank"
 
     def check(self, n_steps: int, batch_size: int, d_sae: int) -> None:
@@ -109,6 +112,16 @@ class FeatureChoice(Allocator):
         else:
             pairs = pre.top_columns(whole_quotas(self.quotas(n), clock.step), self.config.scope)
         return Allocation(code_at(pre, pairs))
+
+    def terms(self, trace: Trace, dictionary: Dictionary) -> dict[str, Tensor]:
+        if not self.config.wake or self._warming_up(trace.clock.step, trace.clock):
+            return {}
+        pre, everywhere = trace.pre, self.config.scope == "global"
+        taken = torch.bincount(trace.code.indices, minlength=pre.d_sae)
+        taken, n = (pre.world.sum(taken), pre.n * pre.world.size) if everywhere else (taken, pre.n)
+        quota = whole_quotas(self.quotas(n), trace.clock.step)
+        wanting = ((quota - taken) / quota.clamp(min=1)).clamp(min=0).to(trace.x.dtype)
+        return {"wake": -self.config.wake * (wanting * pre.biases()).sum()}
 
     def quotas(self, n: int) -> Tensor:
         """[d_sae] float64: real quotas of a batch of ``n`` tokens.
