@@ -39,7 +39,10 @@ class Config(BaseModel):
 
     @classmethod
     def rewritten(cls, data: object) -> object:
-        """``data`` as this version writes it, newer fields at their defaults; itself if it does not validate."""
+        """``data`` as this version writes it, newer fields at their defaults; itself if it does not validate.
+
+        It means the same only because the default of a new field is what there was before it.
+        """
         try:
             return cls.model_validate(data).model_dump(mode="json")
         except ValidationError:

@@ -203,7 +203,7 @@ def test_only_features_that_cannot_fill_their_quota_are_woken():
 
 
 def test_nothing_is_woken_without_quotas_or_weight():
-    for config, clock in ((FeatureChoiceConfig(k=6), Clock(5, 100)), (FeatureChoiceConfig(k=6, wake=0.0), LATE)):
+    for config, clock in ((FeatureChoiceConfig(k=6, wake=0.1), Clock(5, 100)), (FeatureChoiceConfig(k=6), LATE)):
         sae = make_sae(config)
         assert sae.allocator.terms(sae.trace(inputs(64), clock), sae.dictionary()) == {}
 

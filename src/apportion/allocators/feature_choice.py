@@ -37,7 +37,8 @@ class FeatureChoiceConfig(OneKnob):
         horizon: tokens, of those looked at, that a density remembers.
         at_least: smallest quota of a feature, 0 or 1; None for 1 where the batch has room for it.
         wake: weight of the loss that raises the encoder's bias of features with fewer positive affinities than
-            their quota. One that has none gets no other gradient, and would be silent for good.
+            their quota. One that has none gets no other gradient, and would be silent for good. 0 as published;
+            the recipe has 0.1.
         scope: whose tokens share a quota, those of this process or of all.
     """
 
@@ -47,7 +48,7 @@ class FeatureChoiceConfig(OneKnob):
     refresh_every: int = Field(default=8, gt=0)
     horizon: int = Field(default=100_000, gt=0)
     at_least: Literal[0, 1] | None = None
-    wake: float = Field(default=0.1, ge=0, allow_inf_nan=False)
+    wake: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     scope: Scope = "rank"
 
     def check(self, n_steps: int, batch_size: int, d_sae: int) -> None:

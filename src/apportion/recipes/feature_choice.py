@@ -8,9 +8,11 @@ from .base import Recipe, plain, register
 
 
 def make(d_in: int, d_sae: int, k: float, seed: int) -> RunConfig:
-    """The rule with its defaults, and underused features put to work."""
+    """Quotas along the curve, features woken that cannot fill theirs, and underused ones put to work."""
     run = plain("feature_choice", d_in, d_sae, k, seed)
-    return run.model_copy(update={"objectives": (ReconstructionConfig(), AuxZipfConfig())})
+    allocator = run.sae.allocator.model_copy(update={"wake": 0.1})
+    sae = run.sae.model_copy(update={"allocator": allocator})
+    return run.model_copy(update={"sae": sae, "objectives": (ReconstructionConfig(), AuxZipfConfig())})
 
 
 register(Recipe("feature_choice", make, "arXiv 2411.02124"))
