@@ -51,9 +51,9 @@ class Demo:
     """Keep the store and the runs here; a second call goes on from what is there."""
     page: str = "apportion-demo.html"
     """Where the page goes that shows all of it; it opens from disk."""
-    rows: int = 300_000
+    rows: int = 250_000
     """Tokens to capture."""
-    tokens: int = 400_000
+    tokens: int = 300_000
     """Tokens to train on."""
     expansion: int = 8
     """Features per dimension of the activations."""
