@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from rows import HERE
+from sections import rewrite
 from torch import Tensor
 
 import apportion as ap
@@ -28,7 +29,6 @@ from apportion.training import Run, train_step
 
 RESULTS = HERE / "results" / "peers.json"
 PAGE, CHART = HERE.parent / "docs" / "speed.md", HERE.parent / "docs" / "speed_peers.svg"
-BEGIN, END = "<!-- peers: written by benchmarks/peers.py -->", "<!-- /peers -->"
 OURS = ("token_choice", "mutual_choice", "jump_relu")
 LIBRARIES = ("sae-lens", "eai-sparsify", "dictionary-learning")
 LONG = 100_000
@@ -192,13 +192,8 @@ def write(result: dict[str, Any]) -> None:
     noise = f"its own times spread over {result['product_spread']:.0%}" + (", noisy" if result["noisy"] else "")
     text = f"{table(result)}\n\nThe product takes {result['product_s']:.3f} s ({noise}). {shape}; {versions}; "
     text += f"{machine['processor']}, {machine['threads']} threads.\n\n![The table as bars]({CHART.name})"
-    page = PAGE.read_text()
-    head, _, rest = page.partition(BEGIN)
-    _, closing, tail = rest.partition(END)
-    if not closing:
-        raise SystemExit(f"peers: {PAGE} has no place between {BEGIN!r} and {END!r}; put both lines there")
     draw(result)
-    PAGE.write_text(f"{head}{BEGIN}\n\n{text}\n\n{END}{tail}")
+    rewrite(PAGE, "peers", text)
 
 
 def draw(result: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ import json
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -68,28 +68,15 @@ def bench_step(
         )
     x = torch.randn(batch, d_in, generator=torch.Generator().manual_seed(12_345))  # no direction's own stream
     x = x.to(device)
-    runs = {}
+    runs: dict[str, Run] = {}
     for name in recipes:
         config = adjusted(find_recipe(name).make(d_in, d_sae, k, 0), name, settings, recipes)
         if dtype != "float32":  # else as the recipe or the settings say
             config = config.model_copy(update={"precision": dtype})
-        runs[name] = _prepared(config, x, dead=0.0)
-        if runs[name].sae.trace(x).penalty is not None:
-            runs[f"{name}, dense"] = _prepared(config, x, dead=0.0)
-            _spend(runs[name], x, k)
-        extra = [objective.build().name for objective in config.objectives if objective.auxiliary]
-        if extra:
-            runs["+".join([name, *extra])] = _prepared(config, x, dead=aux_dead)
+        runs |= _runs_of(name, config, x, aux_dead)
     floors = products(x.to(DTYPES[dtype]), d_sae)
     tops = probes(x.to(DTYPES[dtype])) if device != "cpu" else {}
-    times: dict[str, list[float]] = {name: [] for name in (*floors, *tops, *runs)}
-    for round_number in range(rounds + 2):
-        for name, run in runs.items():
-            for label, product in (floors | tops).items():
-                times[label].append(timed(product, device)[0])
-            times[name].append(_one_step(run, x))
-        if round_number == 1:  # two rounds to warm up
-            times = {name: [] for name in times}
+    times = _interleaved(runs, floors | tops, x, rounds)
     rows = [_row(name, times, list(floors), batch, run, x, parts, memory) for name, run in runs.items()]
     if tops:
         itemsize = DTYPES[dtype].itemsize
@@ -98,6 +85,33 @@ def bench_step(
             entries = len(run.sae.trace(x).code.values)
             row |= rates(work_of_step(batch, d_in, d_sae, entries, itemsize), row["step_s"], most)
     return rows
+
+
+def _runs_of(name: str, config: RunConfig, x: Tensor, aux_dead: float) -> dict[str, Run]:
+    """The runs of one recipe that are timed, by the names of their rows."""
+    runs = {name: _prepared(config, x, dead=0.0)}
+    if runs[name].sae.trace(x).penalty is not None:
+        runs[f"{name}, dense"] = _prepared(config, x, dead=0.0)
+        _spend(runs[name], x, config.sae.allocator.mean_k)
+    extra = [objective.build().name for objective in config.objectives if objective.auxiliary]
+    if extra:
+        runs["+".join([name, *extra])] = _prepared(config, x, dead=aux_dead)
+    return runs
+
+
+def _interleaved(
+    runs: Mapping[str, Run], others: Mapping[str, Callable[[], Tensor]], x: Tensor, rounds: int
+) -> dict[str, list[float]]:
+    """Seconds of a step of every run, each after all the others, in so many rounds after two to warm up."""
+    times: dict[str, list[float]] = {name: [] for name in (*others, *runs)}
+    for round_number in range(rounds + 2):
+        for name, run in runs.items():
+            for label, other in others.items():
+                times[label].append(timed(other, x.device.type)[0])
+            times[name].append(_one_step(run, x))
+        if round_number == 1:
+            times = {name: [] for name in times}
+    return times
 
 
 def _row(
