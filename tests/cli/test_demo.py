@@ -25,7 +25,8 @@ def check(rows: list[dict], out) -> None:
         name = f"{row['recipe']}-k{row['k']}"
         assert row["fvu"] < baselines[f"pca-k{row['k']}"]
         assert row["fvu"] < baselines[f"random-{name}"]
-        assert row["l0_train"] <= 1.02 * row["k"], "a learned k only averages to it"
+        learned = row["recipe"] in ("soft_sae", "priced")  # their k only averages to it
+        assert row["l0_train"] <= row["k"] * (1.02 if learned else 1)
     by_name = {f"{row['recipe']}-k{row['k']}": row for row in rows}
     sae = ap.load(out / "runs" / "mutual_choice-k16")
     source = ap.StoreSource(out / "store", heldout=HELD_OUT)
