@@ -19,7 +19,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from guides import Guides, GuidesSpec
 from pydantic import Field, model_validator
@@ -31,7 +31,7 @@ from apportion.activations.models import LoadedModel
 from apportion.activations.texts import Document
 from apportion.compare.fronts import at_l0
 from apportion.config import Config
-from apportion.metrics.intervals import over_seeds
+from apportion.metrics.intervals import Interval, over_seeds
 
 RESULTS = HERE / "results" / "quality.jsonl"
 
@@ -293,17 +293,26 @@ def interval(values: list[float]) -> tuple[float, float]:
     return found.mean, math.nan if found.half is None else found.half
 
 
-def table(suite: Suite, rows: dict[str, dict[str, Any]], against: Sequence[str]) -> str:
-    """Markdown: a line per source, recipe and k, with 95 % intervals over seeds; then the differences."""
-    groups: dict[tuple[str, str, float], list[dict[str, Any]]] = defaultdict(list)
-    for row in rows.values():
+Rows = dict[tuple[str, str, float], list[dict[str, Any]]]
+"""Rows of this suite's settings by source, recipe and k, by seed."""
+
+
+def rows_of(suite: Suite, rows: dict[str, dict[str, Any]]) -> Rows:
+    """Those of ``rows`` that the suite would give today."""
+    groups: Rows = defaultdict(list)
+    for row in sorted(rows.values(), key=lambda row: int(row["seed"])):
         if row["source"] not in suite.sources or row["seed"] not in suite.seeds:
             continue
         content = row["config"]["content"]
         key, _ = identify(suite, row["source"], row["recipe"], row["k"], row["seed"], content)
-        if key != current_key(row):
-            continue  # a row of other settings
-        groups[row["source"], row["recipe"], row["k"]].append(row)
+        if key == current_key(row):
+            groups[row["source"], row["recipe"], row["k"]].append(row)
+    return groups
+
+
+def table(suite: Suite, rows: dict[str, dict[str, Any]], against: Sequence[str]) -> str:
+    """Markdown: a line per source, recipe and k, with 95 % intervals over seeds; then the differences."""
+    groups = rows_of(suite, rows)
     lines = [
         "| source | recipe | k | seeds | L0, frozen (by seed) | largest miss / promise | FVU | cosine "
         "| never fires | CE score or hidden error |",
@@ -311,8 +320,7 @@ def table(suite: Suite, rows: dict[str, dict[str, Any]], against: Sequence[str])
     ]
     for source in suite.sources:
         for recipe, k in combinations(suite):
-            group = sorted(groups.get((source, recipe, k), []), key=lambda row: int(row["seed"]))
-            if group:
+            if group := groups.get((source, recipe, k)):
                 lines.append(table_line(source, recipe, k, [row["measures"] for row in group]))
     fronts = fronts_of(groups)
     for number, first in enumerate(against):
@@ -332,19 +340,33 @@ Front = dict[float, tuple[float, float]]
 """Measured L0 and FVU of one recipe on one source with one seed, by k."""
 
 
-def fronts_of(groups: dict[tuple[str, str, float], list[dict[str, Any]]]) -> dict[tuple[str, str, int], Front]:
-    """The fronts by source, recipe and seed."""
-    fronts: dict[tuple[str, str, int], Front] = defaultdict(dict)
+Fronts = dict[tuple[str, str, int], Front]
+"""The fronts by source, recipe and seed."""
+
+
+def fronts_of(groups: Rows) -> Fronts:
+    fronts: Fronts = defaultdict(dict)
     for (source, recipe, k), rows in groups.items():
         for row in rows:
             fronts[source, recipe, row["seed"]][k] = row["measures"]["l0"], row["measures"]["fvu"]
     return fronts
 
 
-def paired_line(
-    fronts: dict[tuple[str, str, int], Front], source: str, k: float, first: str, other: str
-) -> list[str]:
-    """The difference of two recipes over the seeds that both have, if there are two or more.
+class Difference(NamedTuple):
+    """How much more one recipe leaves unexplained than another at equal measured L0, paired by seed.
+
+    Attributes:
+        at: the mean L0 at which they were compared.
+        share: of the mean of the other's FVU.
+    """
+
+    at: float
+    fvu: Interval
+    share: Interval
+
+
+def difference(fronts: Fronts, source: str, k: float, first: str, other: str) -> Difference | None:
+    """That of ``other`` to ``first`` over the seeds that both have; None below two of them.
 
     Measured at the L0 of the other, between two points of the first's front; where that does not reach so far,
     at the L0 of the first, between two points of the other's.
@@ -362,11 +384,19 @@ def paired_line(
                 places.append(l0)
                 break
     if len(differences) < 2:
+        return None
+    reference = statistics.fmean(references)
+    shares = [difference / reference for difference in differences]
+    return Difference(statistics.fmean(places), over_seeds(differences), over_seeds(shares))
+
+
+def paired_line(fronts: Fronts, source: str, k: float, first: str, other: str) -> list[str]:
+    """A line of the table of differences, if there is one."""
+    found = difference(fronts, source, k, first, other)
+    if found is None:
         return []
-    mean, half = interval(differences)
-    share = mean / statistics.fmean(references)
-    at = statistics.fmean(places)
-    return [f"| {source} | {k:g} | {other} | {at:.2f} | {mean:+.4f} ± {half:.4f} ({share:+.1%}) |"]
+    fvu = f"{found.fvu.mean:+.4f} ± {found.fvu.half:.4f} ({found.share.mean:+.1%})"
+    return [f"| {source} | {k:g} | {other} | {found.at:.2f} | {fvu} |"]
 
 
 def table_line(source: str, recipe: str, k: float, measures: list[dict[str, Any]]) -> str:

@@ -53,7 +53,7 @@ def main() -> None:
         for seed in seeds:
             for recipe in recipes:
                 key, identity = identify(recipe, seed)
-                if key not in rows_in(arguments.results):
+                if key not in current(rows_in(arguments.results)):
                     append(arguments.results, run(key, identity))
     except ap.ApportionError as error:
         sys.exit(f"synthetic: {error}")
@@ -68,8 +68,21 @@ def identify(recipe: str, seed: int) -> tuple[str, dict[str, Any]]:
         "train": TRAIN.model_copy(update={"seed": seed}).model_dump(mode="json"),
         "evaluate_tokens": EVALUATE_TOKENS,
     }
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
-    return digest, {"recipe": recipe, "seed": seed, "config": config}
+    return key_of(config), {"recipe": recipe, "seed": seed, "config": config}
+
+
+def key_of(config: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def current(rows: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Rows by the keys that this version of the package gives them: their configs may have got fields since."""
+    found = {}
+    for row in rows.values():
+        config = row["config"]
+        run, train = ap.RunConfig.rewritten(config["run"]), ap.TrainConfig.rewritten(config["train"])
+        found[key_of({**config, "run": run, "train": train})] = row
+    return found
 
 
 def run_of(name: str, seed: int) -> ap.RunConfig:
@@ -125,6 +138,7 @@ def table(recipes: list[str], seeds: tuple[int, ...], rows: dict[str, dict[str, 
         "| of ‖x‖² with it | true features recovered |",
         "|---|---|---|---|---|---|---|",
     ]
+    rows = current(rows)
     for recipe in recipes:
         keys = [identify(recipe, seed)[0] for seed in seeds]
         group = [rows[key]["measures"] for key in keys if key in rows]
