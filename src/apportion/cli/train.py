@@ -41,8 +41,8 @@ class Train:
     module: str | None = None
     """Module to train on, where the store holds several."""
     paper: str | None = None
-    """Published settings in place of the package's, by name (soft_sae: llm, clip; adaptive_k: pile); other
-    options change them."""
+    """Published settings in place of the package's, by name (soft_sae: llm, clip; adaptive_k: pile; jump_relu,
+    matryoshka: gemma; relu_l1, p_anneal, gated: board_games); other options change them."""
     scores: str | None = None
     """File that `apportion score` wrote for the same data: every token gets the score of its text as a target,
     complexity upwards, mean 0 and deviation 1 on training texts. adaptive_k needs it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..training import RunConfig
 from .base import Recipe, priced, register
+from .board_games import published
 
 
 def make(d_in: int, d_sae: int, k: float, seed: int) -> RunConfig:
@@ -11,4 +12,15 @@ def make(d_in: int, d_sae: int, k: float, seed: int) -> RunConfig:
     return priced("relu", d_in, d_sae, k, seed)
 
 
-register(Recipe("relu_l1", make, "Bricken et al. 2023, Towards Monosemanticity"))
+_NOTES = (
+    "published settings of Bricken et al. 2023 themselves, with their resampling of dead features, are not given"
+)
+
+register(
+    Recipe(
+        "relu_l1",
+        make,
+        "Bricken et al. 2023, Towards Monosemanticity",
+        papers={"board_games": published(make, _NOTES)},
+    )
+)
