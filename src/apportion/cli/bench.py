@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
+from ..activations import StoreSource
 from ..bench.capture import bench_capture
 from ..bench.oracle import bench_oracle
 from ..bench.soft_top_k import bench_soft_top_k
 from ..bench.step import bench_step
+from ..bench.trained import bench_trained
 from ..errors import InvalidConfig
+from ..files import read_json
 from .output import import_plugins, names_in, say, show
 
 
@@ -19,9 +23,10 @@ from .output import import_plugins, names_in, say, show
 class Bench:
     """Measure what training costs beside the encoder's product, or capture beside the bare model."""
 
-    what: Annotated[Literal["step", "soft-top-k", "capture", "oracle"], tyro.conf.Positional]
-    """step: training steps; soft-top-k: that operator; capture: capture and reading of a store (needs the extra
-    `demo`); oracle: an evaluation with the oracle of allocation beside one without."""
+    what: Annotated[Literal["step", "trained", "soft-top-k", "capture", "oracle"], tyro.conf.Positional]
+    """step: training steps; trained: those of --runs, on the rows of --data; soft-top-k: that operator; capture:
+    capture and reading of a store (needs the extra `demo`); oracle: an evaluation with the oracle of allocation
+    beside one without."""
     recipe: str = "token_choice,mutual_choice"
     """Recipes to step or to evaluate, separated by commas."""
     d_in: int = 768
@@ -46,6 +51,10 @@ class Bench:
     """Where the steps run; on cuda also operations and bytes per second beside the most that the card gives."""
     dtype: Literal["float32", "bf16"] = "float32"
     """Of the encoder's product (step)."""
+    runs: str | None = None
+    """Folder of a training, whose steps go on from its last checkpoint (trained)."""
+    data: str | None = None
+    """The store that it was trained on (trained)."""
     plugin: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """A .py file or module with rules of your own; its code is run (repeatable)."""
     json: bool = False
@@ -57,6 +66,13 @@ class Bench:
             raise InvalidConfig(
                 f"--device and --dtype belong to 'bench step'; leave them out of 'bench {self.what}'"
             )
+        if self.what != "trained" and (self.runs or self.data):
+            raise InvalidConfig(
+                f"--runs and --data belong to 'bench trained'; leave them out of 'bench {self.what}'"
+            )
+        if self.what == "trained":
+            self._trained()
+            return 0
         if self.what == "capture":
             show([bench_capture()], self.json)
             return 0
@@ -84,6 +100,17 @@ class Bench:
         if self.parts and not self.json:
             show([{"recipe": row["recipe"], **row["parts"]} for row in rows], False)
         return 0
+
+    def _trained(self) -> None:
+        if self.runs is None or self.data is None:
+            raise InvalidConfig("'bench trained' needs --runs FOLDER and --data STORE; give both")
+        known = read_json(Path(self.runs) / "train.json", "a training")["source"]
+        names = ("module", "heldout", "split_seed", "last_only")
+        settings = {name: known[name] for name in names if name in known}
+        source = StoreSource(self.data, max_rows=known["rows"], **settings)
+        rows = bench_trained(self.runs, source, rounds=15 if self.rounds is None else self.rounds)
+        _warn_if_noisy(rows)
+        show(rows, self.json)
 
     def _soft_top_k(self) -> None:
         rows = bench_soft_top_k(

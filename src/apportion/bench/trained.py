@@ -1,0 +1,111 @@
+"""What a step costs at the end of a training: on its own weights, thresholds and budgets, and on real rows."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..activations import Source
+from ..clock import Clock
+from ..errors import InvalidConfig, InvalidInput
+from ..files import read_json
+from ..training import Run, RunConfig, TrainConfig, train_step
+from ..training.checkpoint import latest_checkpoint, load_checkpoint
+from ..training.plan import check_runs
+from ..workspace import Workspace
+from .timing import NOISE, products, spread, timed
+
+_WARM_UP = 2
+
+
+def bench_trained(folder: str | Path, source: Source, *, rounds: int = 15) -> list[dict[str, Any]]:
+    """Time steps of every run of a training from its last checkpoint on, each beside the encoder's product.
+
+    Each round takes the batch that the training would take next, at the learning rate of its last step; nothing
+    is written. A step is everything, auxiliary losses too where features are dead.
+
+    Args:
+        folder: what ``ap.train`` wrote.
+        source: the one that it trained on.
+
+    Returns:
+        A row per run: ``run, step_s, product_s, ratio, tokens_per_s, product_spread, noisy`` as of
+        ``bench_step``, all medians; ``l0`` of the steps, ``dead``, the share of features that were, ``d_in``,
+        ``d_sae`` and ``batch``.
+
+    Raises:
+        InvalidConfig: ``rounds`` is less than 2.
+        InvalidInput: the folder has no checkpoint, or its runs do not fit ``source``.
+        InvalidCheckpoint: the checkpoint is damaged, or ``source`` has other rows.
+    """
+    if rounds < 2:
+        raise InvalidConfig(f"rounds = {rounds}; give 2 or more, for one time says nothing of its noise")
+    runs, settings, state = _resumed(Path(folder), source)
+    dead = {name: float(run.firing.dead().float().mean()) for name, run in runs.items()}
+    stream = source.stream(settings.batch_size, settings.seed, state["stream"])
+    clock = Clock(settings.n_steps - 1, settings.n_steps, settings.n_steps * settings.batch_size)
+    times: dict[str, dict[str, list[float]]] = {name: {"l0": []} for name in runs}
+    try:
+        first = next(stream).x * float(state["scale"])
+        floors = {name: products(first, run.config.sae.d_sae) for name, run in runs.items()}
+        for number in range(rounds + _WARM_UP):
+            if number == _WARM_UP:
+                times = {name: {"l0": []} for name in runs}
+            batch = next(stream)
+            x = batch.x * float(state["scale"])
+            for name, run in runs.items():
+                for label, product in floors[name].items():
+                    times[name].setdefault(label, []).append(timed(product)[0])
+                seconds, result = timed(lambda: train_step(run, x, clock, target=batch.target))  # noqa: B023
+                times[name].setdefault("step", []).append(seconds)
+                times[name]["l0"].append(result.trace.code.nnz / len(x))
+    finally:
+        stream.close()
+    return [_row(name, run, times[name], list(floors[name]), len(x), dead[name]) for name, run in runs.items()]
+
+
+def _resumed(folder: Path, source: Source) -> tuple[dict[str, Run], TrainConfig, dict[str, Any]]:
+    """The runs as the last checkpoint has them, their stream's settings, and the rest of its state."""
+    plan = read_json(folder / "train.json", "a training")
+    settings = TrainConfig.parse(TrainConfig.rewritten(plan["settings"]), "train.json")
+    configs = {name: RunConfig.parse(RunConfig.rewritten(run), name) for name, run in plan["runs"].items()}
+    check_runs(configs, source, settings)
+    known, own = (
+        {key: value for key, value in one.items() if key != "path"} for one in (plan["source"], source.describe())
+    )
+    if known != own:
+        other = ", ".join(sorted(key for key in known | own if known.get(key) != own.get(key)))
+        raise InvalidInput(
+            f"{folder} was trained on other rows ({other} differ); give the source of its training"
+        )
+    checkpoint = latest_checkpoint(folder)
+    if checkpoint is None:
+        raise InvalidInput(f"{folder} has no checkpoint; wait until its training has written one")
+    workspace = Workspace()
+    runs = {name: Run(config, torch.zeros(source.d_in), workspace) for name, config in configs.items()}
+    state = load_checkpoint(checkpoint, runs)
+    return runs, settings, state
+
+
+def _row(
+    name: str, run: Run, times: dict[str, list[float]], floors: list[str], batch: int, dead: float
+) -> dict[str, Any]:
+    product = min((times[label] for label in floors), key=statistics.median)
+    step_s, product_s = statistics.median(times["step"]), statistics.median(product)
+    row: dict[str, Any] = {
+        "run": name,
+        "step_s": step_s,
+        "product_s": product_s,
+        "ratio": step_s / product_s,
+        "tokens_per_s": batch / step_s,
+        "product_spread": spread(product),
+        "l0": statistics.fmean(times["l0"]),
+        "dead": dead,
+        "d_in": run.config.sae.d_in,
+        "d_sae": run.config.sae.d_sae,
+        "batch": batch,
+    }
+    return row | {"noisy": row["product_spread"] > NOISE}
