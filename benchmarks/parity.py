@@ -109,12 +109,12 @@ def same_thresholds(run: ap.RunConfig, setting: Setting) -> tuple[dict[str, Any]
 
 COMPARISONS = (
     Comparison("token_choice", "topk"),
-    Comparison("token_choice", "topk", alike=same_death),
     Comparison("mutual_choice", "batchtopk"),
-    Comparison("mutual_choice", "batchtopk", alike=same_death),
     Comparison("jump_relu", "jumprelu", price="l0"),
-    Comparison("jump_relu", "jumprelu", price="l0", alike=same_thresholds),
     Comparison("gated", "gated", price="l1"),
+    Comparison("token_choice", "topk", alike=same_death),
+    Comparison("mutual_choice", "batchtopk", alike=same_death),
+    Comparison("jump_relu", "jumprelu", price="l0", alike=same_thresholds),
 )
 
 Row = dict[str, Any]
