@@ -33,6 +33,17 @@ def test_aux_is_really_computed_in_its_row():
         bench_step(["token_choice"], rounds=0)
 
 
+def test_memory_is_given_in_bytes_too_and_the_optimisers_apart():
+    sizes = {"d_in": 64, "d_sae": 4096, "k": 8, "batch": 512}
+    plain, aux = bench_step(["token_choice"], **sizes, rounds=1, memory=True)
+    affinities = 4 * sizes["batch"] * sizes["d_sae"] / 1e9
+    assert plain["peak_gb"] == pytest.approx(plain["peak_over_affinities"] * affinities)
+    assert plain["peak_over_affinities"] > 0.9, "the affinities are in the peak"
+    weights = 4 * (2 * 64 * 4096 + 4096 + 64) / 1e9
+    assert plain["optimizer_gb"] == pytest.approx(2 * weights, rel=1e-4)
+    assert not {"peak_gb", "optimizer_gb"} & set(aux)
+
+
 def test_what_stands_in_place_of_reconstruction_is_in_every_row(monkeypatch):
     from apportion.bench import step
 

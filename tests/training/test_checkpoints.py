@@ -15,7 +15,11 @@ from apportion.files import seal
 
 from .training_kit import Stopped, Watched, assert_same_training, config, settings, source, stop
 
-RUNS = {"a": config("token_choice"), "b": config("mutual_choice")}
+RUNS = {
+    "a": config("token_choice"),
+    "b": config("mutual_choice"),
+    "c": config("token_choice", optimizer="adafactor"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -125,8 +129,9 @@ def test_other_arguments_in_the_same_folder_are_refused(
 
 def test_a_training_of_an_older_version_goes_on_with_the_defaults_of_what_is_new(stopped: Path) -> None:
     plan = json.loads((stopped / "train.json").read_text())
-    for run in plan["runs"].values():
+    for run in (plan["runs"]["a"], plan["runs"]["b"]):
         assert run.pop("encoder") == {"way": "whole", "chunk": None}
+        assert run.pop("optimizer") == "adam"
     del plan["settings"]["seed"]  # 0, the default
     (stopped / "train.json").write_text(json.dumps(plan))
     go_on(stopped)

@@ -17,15 +17,17 @@ from ..errors import InvalidConfig
 from ..recipes import adjusted, find_recipe
 from ..spans import listening
 from ..training import Run, RunConfig, train_step
+from ..training.optimizers import state_bytes
 from .card import DTYPES, Dtype, check_device, probes, rates, work_of_step
 from .timing import NOISE, products, spread, timed
 
 PARTS = (
     *("zero_grad", "encode", "allocate", "decode", "losses", "backward"),
-    *("project", "clip", "adam", "renormalise", "observe"),
+    *("project", "clip", "optimizer", "renormalise", "observe"),
 )
 _FIRST, _CLOCK = Clock(step=0, n_steps=10), Clock(step=50, n_steps=100)
 _OLD = 1 << 40
+_GB = 1e9
 
 
 def bench_step(
@@ -45,9 +47,10 @@ def bench_step(
 ) -> list[dict[str, Any]]:
     """Time steps of each recipe, and the product ``x @ W_enc + b_enc``, interleaved.
 
-    Inputs are Gaussian. A step is everything: forward, backward, projection, clipping, Adam, renormalisation,
-    ``observe`` and firing counts. The first row of a recipe is without auxiliary losses; where it has one there
-    is a second, ``RECIPE+LOSS``, with densities on a Zipf curve and the share ``aux_dead`` of the features dead.
+    Inputs are Gaussian. A step is everything: forward, backward, projection, clipping, optimiser,
+    renormalisation, ``observe`` and firing counts. The first row of a recipe is without auxiliary losses; where
+    it has one there is a second, ``RECIPE+LOSS``, with densities on a Zipf curve and the share ``aux_dead`` of
+    the features dead.
     A rule that comes to its k by a price is put there first, by a shift of the encoder's biases; a row of its
     own, ``RECIPE, dense``, is of its first steps, when about half of the affinities are above zero. ``settings``
     change a recipe, as ``RECIPE.FIELD=VALUE``. ``dtype`` is that of the product, in the steps and alone.
@@ -55,8 +58,9 @@ def bench_step(
     Returns:
         A row per recipe: ``recipe, step_s, product_s, ratio, tokens_per_s``; ``product_spread`` and ``noisy``
         (the middle 80 % of the product's times lie more than 10 % apart); with ``parts`` the parts in seconds;
-        with ``memory`` the peak beyond weights, gradients and optimiser state, as a multiple of the affinities;
-        on a card what ``card.rates`` says. Times are then the card's own.
+        with ``memory`` the peak beyond weights, gradients and optimiser state, as a multiple of the affinities
+        and in GB (10^9 bytes), and ``optimizer_gb``, that state; on a card what ``card.rates`` says. Times are
+        then the card's own.
 
     Raises:
         InvalidConfig: a size is not positive, or ``device`` is not here or cannot give ``parts`` or ``memory``.
@@ -138,7 +142,10 @@ def _row(
     if parts:
         row["parts"] = timed_parts(run, x, step)
     if memory and not {"+", ","} & set(name):
-        row["peak_over_affinities"] = peak_memory(run.config, batch)
+        peak = peak_memory(run.config, batch)
+        row["peak_over_affinities"] = peak / (batch * run.config.sae.d_sae * 4)
+        row["peak_gb"] = peak / _GB
+        row["optimizer_gb"] = state_bytes(run.optimizer) / _GB
     return row
 
 
@@ -193,16 +200,16 @@ def timed_parts(run: Run, x: Tensor, step_s: float, rounds: int = 9) -> dict[str
     return {part: step_s * statistics.median(sample[part] for sample in samples) for part in samples[0]}
 
 
-def peak_memory(config: RunConfig, batch: int) -> float:
-    """Peak resident memory of one step in a fresh process, beyond what stays, over the affinities' size."""
+def peak_memory(config: RunConfig, batch: int) -> int:
+    """Peak resident bytes of one step in a fresh process, beyond weights, gradients and optimiser state."""
     request = json.dumps({"config": config.model_dump(mode="json"), "batch": batch})
     command = [sys.executable, "-c", f"from {__name__} import _measure_peak; _measure_peak()"]
     done = subprocess.run(command, input=request, capture_output=True, text=True, check=True)
-    return float(done.stdout)
+    return int(done.stdout)
 
 
 def _measure_peak() -> None:
-    """In a fresh process: reads a config from standard input, writes the ratio to standard output."""
+    """In a fresh process: reads a config from standard input, writes the bytes to standard output."""
     request = json.loads(sys.stdin.read())
     config, batch = RunConfig.parse(request["config"], "bench"), request["batch"]
     x = torch.randn(batch, config.sae.d_in)
@@ -211,8 +218,7 @@ def _measure_peak() -> None:
     run.workspace.clear()
     before = _status_kib("VmRSS")
     train_step(run, x, _CLOCK)
-    peak = max(_status_kib("VmHWM") - before, 0) * 1024
-    sys.stdout.write(str(peak / (batch * config.sae.d_sae * 4)))
+    sys.stdout.write(str(max(_status_kib("VmHWM") - before, 0) * 1024))
 
 
 def _status_kib(field: str) -> int:

@@ -46,7 +46,7 @@ class Bench:
     parts: bool = False
     """Also the parts of a step."""
     memory: bool = False
-    """Also the peak memory of a step, in a fresh process."""
+    """Also the peak memory of a step, in a fresh process, and what the optimiser keeps, in GB."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where the steps run; on cuda also operations and bytes per second beside the most that the card gives."""
     dtype: Literal["float32", "bf16"] = "float32"

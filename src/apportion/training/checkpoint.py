@@ -34,13 +34,13 @@ FORMAT, VERSION = "apportion-checkpoint", 1
 
 
 def run_tensors(run: Run) -> dict[str, Tensor]:
-    """All tensors of a run by name: parameters, buffers, moments, random state."""
+    """All tensors of a run by name: parameters, buffers, the optimiser's state, random state."""
     tensors = {f"sae.{name}": value for name, value in run.sae.state_dict().items()}
     tensors |= {f"firing.{name}": value for name, value in run.firing.state_dict().items()}
     tensors |= {f"objectives.{name}": value for name, value in run.objectives.state_dict().items()}
     for name, parameter in run.sae.named_parameters():
         for moment, value in run.optimizer.state.get(parameter, {}).items():
-            tensors[f"adam.{name}.{moment}"] = value
+            tensors[f"{run.config.optimizer}.{name}.{moment}"] = value
     tensors["rng"] = run.rng
     return tensors
 
@@ -53,7 +53,7 @@ def restore_run(run: Run, tensors: dict[str, Tensor], where: Path) -> None:
         run.firing.load_state_dict(_under("firing.", tensors))
         run.objectives.load_state_dict(_under("objectives.", tensors))
         for name, parameter in run.sae.named_parameters():
-            moments = _under(f"adam.{name}.", tensors)
+            moments = _under(f"{run.config.optimizer}.{name}.", tensors)
             if moments:
                 run.optimizer.state[parameter] = {
                     moment: value.to(device, copy=True) for moment, value in moments.items()

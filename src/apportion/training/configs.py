@@ -13,6 +13,7 @@ from ..sae import SAEConfig
 from ..schedules import Schedule, WarmupDecay
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
+OptimizerName = Literal["adam", "adafactor"]
 
 
 class RunConfig(Config):
@@ -22,7 +23,9 @@ class RunConfig(Config):
         sae: shape, rule and budget.
         objectives: losses besides the rule's own terms.
         lr: learning rate over time; the default suits runs of some hundred steps, long ones want less.
-        betas, eps: of Adam.
+        optimizer: ``adafactor`` keeps the second moments of a matrix as one number per row and one per column,
+            and no first moments: hardly any memory. ``lr`` means the same; docs/speed.md says what it costs.
+        betas, eps: of Adam; ``adafactor`` has none.
         clip: largest norm of the dictionary's gradient, and of that of the rule's own parameters.
         dead_after: training tokens without firing after which a feature is dead.
         seed: of the initial weights and of whatever the rule draws.
@@ -33,6 +36,7 @@ class RunConfig(Config):
     sae: SAEConfig
     objectives: tuple[Open[ObjectiveConfig], ...] = (ReconstructionConfig(), AuxKConfig())
     lr: Open[Schedule] = WarmupDecay(peak=3e-3)
+    optimizer: OptimizerName = "adam"
     betas: tuple[Beta, Beta] = (0.9, 0.999)
     eps: float = Field(default=1e-8, gt=0)
     clip: float = Field(default=1.0, gt=0)

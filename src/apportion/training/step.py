@@ -20,6 +20,7 @@ from ..workspace import Workspace
 from ..world import SOLO, World
 from .configs import RunConfig
 from .decoder_norm import project_gradient, renormalise
+from .optimizers import build_optimizer, set_lr
 
 
 class Run:
@@ -47,9 +48,7 @@ class Run:
         parameters = list(self.sae.parameters())
         for parameter in parameters:
             parameter.grad = torch.zeros_like(parameter)
-        self.optimizer = torch.optim.Adam(
-            parameters, lr=0.0, betas=config.betas, eps=config.eps, fused=b_dec.device.type in ("cpu", "cuda")
-        )
+        self.optimizer = build_optimizer(config, parameters)
 
     @property
     def losses(self) -> Iterator[Objective]:
@@ -99,7 +98,7 @@ def losses_of(run: Run, trace: Trace) -> dict[str, Tensor]:
 def train_step(
     run: Run, x: Tensor, clock: Clock, *, target: Tensor | None = None, world: World = SOLO
 ) -> StepResult:
-    """Forward, backward, projection, clipping, Adam, renormalisation, and what the rule and counters learn.
+    """Forward, backward, projection, clipping, optimiser, renormalisation, and what the rule and counters learn.
 
     Args:
         run: changed in place.
@@ -144,9 +143,8 @@ def _update(run: Run, lr: float) -> Tensor:
         grad_norm = torch.nn.utils.clip_grad_norm_(run.sae.dictionary().parameters(), run.config.clip)
         if own := list(run.sae.allocator.parameters()):
             torch.nn.utils.clip_grad_norm_(own, run.config.clip)
-    for group in run.optimizer.param_groups:
-        group["lr"] = lr
-    with span("adam"):
+    set_lr(run.optimizer, lr)
+    with span("optimizer"):
         run.optimizer.step()
     with span("renormalise"):
         renormalise(run.sae.W_dec)
