@@ -33,14 +33,15 @@ def test_aux_is_really_computed_in_its_row():
         bench_step(["token_choice"], rounds=0)
 
 
-def test_memory_is_given_in_bytes_too_and_the_optimisers_apart():
-    sizes = {"d_in": 64, "d_sae": 4096, "k": 8, "batch": 512}
-    plain, aux = bench_step(["token_choice"], **sizes, rounds=1, memory=True)
-    affinities = 4 * sizes["batch"] * sizes["d_sae"] / 1e9
-    assert plain["peak_gb"] == pytest.approx(plain["peak_over_affinities"] * affinities)
-    assert plain["peak_over_affinities"] > 0.9, "the affinities are in the peak"
-    weights = 4 * (2 * 64 * 4096 + 4096 + 64) / 1e9
-    assert plain["optimizer_gb"] == pytest.approx(2 * weights, rel=1e-4)
+def test_memory_is_given_in_bytes_too_and_the_optimisers_apart(monkeypatch):
+    from apportion.bench import step
+
+    monkeypatch.setattr(step, "peak_memory", lambda config, batch: 3 * 4 * batch * config.sae.d_sae)
+    plain, aux = bench_step(["token_choice"], d_in=32, d_sae=512, k=4, batch=64, rounds=1, memory=True)
+    assert plain["peak_over_affinities"] == pytest.approx(3)
+    assert plain["peak_gb"] == pytest.approx(3 * 4 * 64 * 512 / 1e9)
+    moments = 2 * 4 * (2 * 32 * 512 + 512 + 32)
+    assert plain["optimizer_gb"] == pytest.approx(moments / 1e9, rel=1e-3)
     assert not {"peak_gb", "optimizer_gb"} & set(aux)
 
 
@@ -84,7 +85,7 @@ def test_a_step_costs_little_more_than_the_product():
     for row in rows:
         assert sum(row["parts"].values()) == pytest.approx(row["step_s"], rel=0.05)
     for row in plain:
-        assert row["peak_over_affinities"] <= 1.5
+        assert 0.9 <= row["peak_over_affinities"] <= 1.5
     too_slow = [f"{row['recipe']} {row['ratio']:.2f}" for row in plain if row["ratio"] > LIMITS[row["recipe"]]]
     if too_slow and rows[0]["noisy"]:
         pytest.skip(f"{too_slow}, but the product itself varied by {rows[0]['product_spread']:.0%}: busy machine")
