@@ -37,7 +37,7 @@ OPTIONAL = {
     "textstat": {"complexity/readability.py"},
     "sklearn": {"complexity/probe.py", "metrics/probing.py"},
     "scipy": {"complexity/probe.py"},
-    "triton": {"ops/kernels/largest.py", "ops/kernels/ragged.py"},
+    "triton": {"ops/kernels/largest.py", "ops/kernels/ragged.py", "ops/kernels/soft.py"},
     "plotly": {"report/page.py"},
     "jinja2": {"report/page.py"},
     "markupsafe": {"report/page.py"},

@@ -20,6 +20,7 @@ from apportion.ops.soft_top_k import (
 
 ALPHAS = [1e-6, 1e-4, 0.01, 0.1, 0.3, 1.0, 10.0]
 F = 257
+FEW_AND_MANY = [[1.0, 32.5, 5.0, 20.0, 240.0], [0.0, 300.0, 500.0, 251.0, 2.0]]  # k of five rows of 500
 
 
 def batch(scale: float, dtype: torch.dtype = torch.float32, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -41,7 +42,8 @@ def batch(scale: float, dtype: torch.dtype = torch.float32, seed: int = 0) -> tu
 
 
 def gradients(a, k, alpha, grad):
-    leaves = [t.detach().clone().requires_grad_() for t in (a, k, torch.as_tensor(alpha, dtype=a.dtype))]
+    temperature = torch.as_tensor(alpha, dtype=a.dtype, device=a.device)
+    leaves = [t.detach().clone().requires_grad_() for t in (a, k, temperature)]
     return torch.autograd.grad(soft_top_k(*leaves), leaves, grad)
 
 
@@ -60,6 +62,37 @@ def weight_by_bisection(row: list[float], k: float, alpha: float, entry: int) ->
         else:
             high = middle
     return phi(-low)
+
+
+def check_gradients(a, k, alpha, *, share_of_k):
+    """All three gradients are those of the formula, that of k up to ``share_of_k``."""
+    grad = torch.randn(a.shape, generator=torch.Generator().manual_seed(1), dtype=a.dtype).to(a.device)
+    d_a, d_k, d_alpha = gradients(a, k, alpha, grad)
+    want_a, want_k, want_alpha = soft_top_k_gradients_reference(a, k, alpha, grad)
+    tight = 1e-5 if a.dtype == torch.float32 else 1e-9
+    torch.testing.assert_close(d_a.double() * alpha, want_a * alpha, rtol=tight, atol=tight)
+    # d_k is shared between the entries nearest to b: at most 1e10 alpha away, where float64 errs by 1e-6.
+    torch.testing.assert_close(d_k.double(), want_k, rtol=0, atol=share_of_k)
+    terms = (d_a.double() * (a.double().abs().amax(1, keepdim=True) / alpha + 30)).abs().sum()
+    assert torch.isfinite(d_alpha)
+    assert abs(float(d_alpha) - float(want_alpha)) <= tight * float(terms)
+    for gradient in (d_a, d_k):
+        assert torch.isfinite(gradient).all()
+        assert (gradient[k == a.shape[1]] == 0).all()
+
+
+def check_weights(a, k, alpha):
+    """The weights are those that sorting gives and sum to k."""
+    before = a.clone()
+    p = soft_top_k(a, k, alpha)
+    assert p.dtype == a.dtype
+    want = soft_top_k_reference(a, k, alpha)
+    torch.testing.assert_close(p.double(), want, rtol=0, atol=1e-6 if a.dtype == torch.float32 else 1e-9)
+    torch.testing.assert_close(p.double().sum(1), k.double(), rtol=1e-4, atol=0)
+    assert p.min() >= 0
+    assert p.max() <= 1
+    assert (p[k == a.shape[1]] == 1).all()
+    assert torch.equal(a, before)
 
 
 @settings(max_examples=60, deadline=None)
@@ -83,17 +116,7 @@ def test_the_reference_solves_the_equation(row, share, alpha, entry):
 @pytest.mark.parametrize("largest_k", [F / 2, F])
 def test_equals_sorting_at_any_temperature(alpha, scale, dtype, largest_k):
     a, k = batch(scale, dtype)
-    a, k = a[k <= largest_k], k[k <= largest_k]
-    before = a.clone()
-    p = soft_top_k(a, k, alpha)
-    assert p.dtype == dtype
-    want = soft_top_k_reference(a, k, alpha)
-    torch.testing.assert_close(p.double(), want, rtol=0, atol=1e-6 if dtype == torch.float32 else 1e-9)
-    torch.testing.assert_close(p.double().sum(1), k.double(), rtol=1e-4, atol=0)
-    assert p.min() >= 0
-    assert p.max() <= 1
-    assert (p[k == F] == 1).all()
-    assert torch.equal(a, before)
+    check_weights(a[k <= largest_k], k[k <= largest_k], alpha)
 
 
 @pytest.mark.parametrize("alpha", ALPHAS)
@@ -103,19 +126,7 @@ def test_equals_sorting_at_any_temperature(alpha, scale, dtype, largest_k):
 def test_gradients_equal_the_formula(alpha, scale, dtype, largest_k):
     a, k = batch(scale, dtype)
     a, k = a[k <= largest_k], k[k <= largest_k]
-    grad = torch.randn(a.shape, generator=torch.Generator().manual_seed(1), dtype=dtype)
-    d_a, d_k, d_alpha = gradients(a, k, alpha, grad)
-    want_a, want_k, want_alpha = soft_top_k_gradients_reference(a, k, alpha, grad)
-    tight = 1e-5 if dtype == torch.float32 else 1e-9
-    torch.testing.assert_close(d_a.double() * alpha, want_a * alpha, rtol=tight, atol=tight)
-    # d_k is shared between the entries nearest to b: at most 1e10 alpha away, where float64 errs by 1e-6.
-    torch.testing.assert_close(d_k.double(), want_k, rtol=0, atol=1e-5 if scale > 1 else tight)
-    terms = (d_a.double() * (a.double().abs().amax(1, keepdim=True) / alpha + 30)).abs().sum()
-    assert torch.isfinite(d_alpha)
-    assert abs(float(d_alpha) - float(want_alpha)) <= tight * float(terms)
-    for gradient in (d_a, d_k):
-        assert torch.isfinite(gradient).all()
-        assert (gradient[k == F] == 0).all()
+    check_gradients(a, k, alpha, share_of_k=1e-5 if scale > 1 or dtype == torch.float32 else 1e-9)
 
 
 def test_far_more_entries_than_are_looked_at_one_by_one():
@@ -239,12 +250,12 @@ def test_bad_input_is_one_sentence(k, alpha, message):
         soft_top_k(torch.zeros(2, 8), k, alpha)
 
 
-def sparse_case(alpha: float, floor: float, dtype: torch.dtype, ks: list[float]):
-    pre = torch.randn(len(ks), 500, generator=torch.Generator().manual_seed(7)).to(dtype)
+def sparse_case(alpha: float, floor: float, dtype: torch.dtype, ks: list[float], device: str = "cpu"):
+    pre = torch.randn(len(ks), 500, generator=torch.Generator().manual_seed(7)).to(device, dtype)
     pre[2] = -pre[2].abs()  # a token that no feature wants
     pre[3] = (pre[3] * 4).round() / 4
-    k = torch.tensor(ks, dtype=dtype, requires_grad=True)
-    temperature = torch.tensor(alpha, dtype=dtype, requires_grad=True)
+    k = torch.tensor(ks, dtype=dtype, device=device, requires_grad=True)
+    temperature = torch.tensor(alpha, dtype=dtype, device=device, requires_grad=True)
     before = pre.clone()
     soft = soft_pairs(pre, k, temperature, floor)
     assert torch.equal(pre, before)
@@ -252,11 +263,9 @@ def sparse_case(alpha: float, floor: float, dtype: torch.dtype, ks: list[float])
     return pre, k, temperature, soft, values
 
 
-@pytest.mark.parametrize("ks", [[1.0, 32.5, 5.0, 20.0, 240.0], [0.0, 300.0, 500.0, 251.0, 2.0]])
-@pytest.mark.parametrize("floor", [1e-3, 0.1, 0.5])
-@pytest.mark.parametrize("alpha", ALPHAS)
-def test_pairs_equal_the_dense_operator(alpha, floor, ks):
-    pre, k, temperature, soft, values = sparse_case(alpha, floor, torch.float64, ks)
+def check_pairs(alpha: float, floor: float, ks: list[float], device: str = "cpu") -> None:
+    """The pairs, their weights and all gradients are those of the dense operator."""
+    pre, k, temperature, soft, values = sparse_case(alpha, floor, torch.float64, ks, device)
     dense = soft_top_k_reference(pre.relu(), k.detach(), alpha)
     kept = soft.pairs.rows, soft.pairs.features
     flat = kept[0] * 500 + kept[1]
@@ -267,7 +276,7 @@ def test_pairs_equal_the_dense_operator(alpha, floor, ks):
 
     p = weights_at(values, k, temperature, soft)
     torch.testing.assert_close(p, dense[kept], rtol=0, atol=1e-9)
-    grad = torch.randn(len(p), generator=torch.Generator().manual_seed(8), dtype=p.dtype)
+    grad = torch.randn(len(p), generator=torch.Generator().manual_seed(8), dtype=p.dtype).to(device)
     got = torch.autograd.grad(p, [values, k, temperature], grad)
     everywhere = torch.zeros_like(pre).index_put_(kept, grad)
     want_a, want_k, want_alpha = soft_top_k_gradients_reference(pre.relu(), k.detach(), alpha, everywhere)
@@ -277,6 +286,13 @@ def test_pairs_equal_the_dense_operator(alpha, floor, ks):
     # What entries left out do not get is bounded as promised.
     left_out = want_a.index_put(kept, torch.zeros_like(grad)) * (pre > 0)
     assert (left_out.abs() <= floor * want_k.abs()[:, None] / alpha * (1 + 1e-9)).all()
+
+
+@pytest.mark.parametrize("ks", FEW_AND_MANY)
+@pytest.mark.parametrize("floor", [1e-3, 0.1, 0.5])
+@pytest.mark.parametrize("alpha", ALPHAS)
+def test_pairs_equal_the_dense_operator(alpha, floor, ks):
+    check_pairs(alpha, floor, ks)
 
 
 @pytest.mark.parametrize("alpha", ALPHAS)

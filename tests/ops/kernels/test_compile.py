@@ -11,11 +11,12 @@ import pytest
 pytest.importorskip("triton", reason="Triton is not installed")
 
 PROGRAM = """
+import torch
 import triton
 import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from apportion.ops.kernels import largest, ragged
+from apportion.ops.kernels import largest, ragged, soft
 
 def compiled(kernel, signature, **constants):
     names = [name for name in kernel.arg_names if name not in constants]
@@ -35,6 +36,13 @@ for dtype in ("fp32", "bf16"):
     compiled(largest._list_above, f"*i64 *i64 *i64 *{dtype} *fp32 i32 i64 i64 i32", BLOCK=2048)
 compiled(largest._keep_largest, "*i1 *fp32 *i64 *i64", INTEGER=tl.int32, TOP=31, BLOCK=256)
 compiled(largest._keep_largest, "*i1 *fp64 *i64 *i64", INTEGER=tl.int64, TOP=63, BLOCK=256)
+for dtype, order in (("fp32", soft._ORDERS[torch.float32]), ("fp64", soft._ORDERS[torch.float64])):
+    for flag in (False, True):
+        compiled(soft._row_places, f"*fp64 *{dtype} *fp64 *{dtype} i32 i32 i64", RELU=flag, MOMENT=flag,
+                 GROUPS=1024, HALVINGS=24, BLOCK=1024, **order)
+    compiled(soft._weigh, f"*{dtype} *{dtype} *i64" + " *fp64" * 3, FLOAT=order["FLOAT"], BLOCK=256)
+    compiled(soft._weigh_back, f"*{dtype} *fp64 *fp64 *{dtype} *{dtype} *i64" + " *fp64" * 5,
+             FLOAT=order["FLOAT"], BLOCK=256)
 """
 
 

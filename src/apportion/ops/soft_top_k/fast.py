@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .. import kernels
 from ..fresh import fresh_like
 from ..select import Pairs
+from .card import threshold_on_card, weigh_on_card
 from .checks import checked
 from .pairs import gradients_at
 from .solve import Threshold, exp_, laplace_cdf
@@ -44,8 +46,16 @@ def soft_top_k(a: Tensor, k: Tensor | float, alpha: Tensor | float) -> Tensor:
     wide = a if a.dtype in (torch.float32, torch.float64) else a.float()
     rows = wide.reshape(-1, a.shape[-1]).contiguous()
     alpha_graph = alpha if isinstance(alpha, Tensor) else None
-    weights: Tensor = _SoftTopK.apply(rows, k.reshape(-1), alpha_graph, temperature)
+    weigh = _weigh_on_card if kernels.on_card(a) else _SoftTopK.apply
+    weights: Tensor = weigh(rows, k.reshape(-1), alpha_graph, temperature)
     return weights.view(a.shape).to(a.dtype)
+
+
+def _weigh_on_card(a: Tensor, k: Tensor, alpha: Tensor | None, temperature: float) -> Tensor:
+    moment = alpha is not None and alpha.requires_grad
+    found = threshold_on_card(a.detach(), k.detach().double(), temperature, moment=moment)
+    offsets = torch.arange(len(a) + 1, device=a.device) * a.shape[1]
+    return weigh_on_card(a.view(-1), k, alpha, temperature, offsets, found)
 
 
 class _SoftTopK(torch.autograd.Function):

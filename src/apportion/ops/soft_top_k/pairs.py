@@ -10,7 +10,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ...errors import InvalidInput
+from .. import kernels
 from ..select import Pairs
+from ..spmm import offsets_of
+from .card import weigh_on_card
 from .checks import as_number, checked
 from .solve import Threshold, exp_, laplace_cdf
 from .threshold import find_threshold
@@ -69,6 +72,8 @@ def weights_at(values: Tensor, k: Tensor, alpha: Tensor | float, soft: SoftPairs
     if alpha_graph is not None and alpha_graph.requires_grad and soft.threshold.mean_t is None:
         raise InvalidInput("alpha requires a gradient but did not in soft_pairs; give both the same alpha")
     found, rows = soft.threshold, soft.pairs.rows
+    if kernels.on_card(values):
+        return weigh_on_card(values, k, alpha_graph, temperature, offsets_of(rows, len(k)), found)
     return _WeightsAt.apply(values, k, alpha_graph, temperature, rows, found)  # type: ignore[no-any-return]
 
 

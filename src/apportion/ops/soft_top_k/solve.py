@@ -85,26 +85,42 @@ def solve_sorted(c: Tensor, counts: Tensor, tail: Tail, k: Tensor, alpha: float)
     c = c.double()
     lower = torch.where(above < counts, c.gather(1, above[:, None])[:, 0], tail.bound)
     upper = torch.where(above > 0, c.gather(1, (above - 1).clamp(min=0)[:, None])[:, 0], torch.inf)
-    gap = (upper - lower) / alpha
 
-    # With b = lower + alpha y = upper - alpha z and y + z = gap:  above - k - P e^-z / 2 + Q e^-y / 2 = 0.
     is_above = torch.arange(c.shape[1], device=c.device) < above[:, None]
     reference = torch.where(is_above, upper[:, None], lower[:, None])
     sums = exp_(-(c - reference).abs() / alpha)
-    log_p = sums.masked_fill(~is_above, 0).sum(1).log()
-    log_q = (sums.masked_fill(is_above, 0).sum(1) + tail.mass * ((tail.bound - lower) / alpha).exp()).log()
-    excess = above - k
-    log_excess = excess.abs().log().masked_fill(k == 0, _LOG_ZERO)
+    p = sums.masked_fill(~is_above, 0).sum(1)
+    q = sums.masked_fill(is_above, 0).sum(1) + tail.mass * ((tail.bound - lower) / alpha).exp()
+    found, _, _ = solve_between(lower, upper, above, p, q, k, alpha)
+    return found if tail.moment is None else found._replace(mean_t=_mean_t(c, found, tail, alpha))
+
+
+def solve_between(
+    lower: Tensor, upper: Tensor, above: Tensor, p: Tensor, q: Tensor, k: Tensor, alpha: float
+) -> tuple[Threshold, Tensor, Tensor]:
+    """The threshold b between two entries side by side, and y = (b - lower) / alpha, z = (upper - b) / alpha.
+
+    Args:
+        lower, upper: [n] float64, infinite where there is no such entry.
+        above: [n], how many entries are ``upper`` or larger.
+        p: [n] float64, the sum over them of e^-|a - upper| / alpha; q: that over all others, about ``lower``.
+        k: [n] float64, 0 <= k <= F.
+        alpha: temperature.
+    """
+    # above - k - p e^-z / 2 + q e^-y / 2 = 0, and y + z = gap.
+    gap, excess = (upper - lower) / alpha, above - k
+    log_p, log_q = p.log(), q.log()
+    log_excess = excess.abs().log().masked_fill((excess == 0) & gap.isinf(), _LOG_ZERO)
     log_root = torch.logaddexp(log_excess, torch.logaddexp(2 * log_excess, log_p + log_q - gap) / 2)
     from_below = (log_q - log_root).clamp(min=0)
     from_above = (log_p - log_root).clamp(min=0)
-    y = torch.where(excess <= 0, from_below, gap - from_above)
-    z = torch.where(excess <= 0, gap - from_below, from_above)
+    is_low = (excess <= 0) & (lower > -torch.inf)
+    y = torch.where(is_low, from_below, gap - from_above)
+    z = torch.where(is_low, gap - from_below, from_above)
 
     pivot, shift = torch.where(z < y, upper, lower), torch.where(z < y, -z, y)
     log_sum = torch.logaddexp(log_p - z, log_q - y) + shift.abs()
-    found = Threshold(pivot, shift, log_sum, None)
-    return found if tail.moment is None else found._replace(mean_t=_mean_t(c, found, tail, alpha))
+    return Threshold(pivot, shift, log_sum, None), y, z
 
 
 def _count_above(c: Tensor, counts: Tensor, tail: Tail, k: Tensor, alpha: float) -> Tensor:

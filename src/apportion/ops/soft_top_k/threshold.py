@@ -16,7 +16,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .. import kernels
 from ..select import Pairs, entries_above, kth_bound
+from .card import threshold_on_card
 from .solve import Tail, Threshold, exp_, solve_sorted
 
 _CHUNK_BYTES = 1 << 22  # what the streaming passes work on at a time: it stays in cache
@@ -59,9 +61,12 @@ def find_threshold(
         moment: whether ``mean_t`` is needed.
     """
     many = k > a.shape[1] / 2
-    if not many.any():
+    if kernels.on_card(a):
+        found = threshold_on_card(a, k, alpha, relu=relu, moment=moment)
+    elif many.any():
+        found = _solve_mixed(a, k, alpha, many, relu, moment)
+    else:
         return _solve(a, k, alpha, lowest_t, relu, moment)
-    found = _solve_mixed(a, k, alpha, many, relu, moment)
     b = (found.pivot + alpha * (found.shift + (lowest_t or 0.0)))[:, None].to(a.dtype)
     pairs = entries_above(a, _lowered(b, 0.0, relu))
     t = found.distances(pairs.of(a), pairs.rows, alpha)
