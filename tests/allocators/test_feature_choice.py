@@ -157,6 +157,31 @@ def test_frozen_features_keep_their_densities_and_k():
     torch.testing.assert_close(counts[able].double(), want[able].double(), rtol=0.25, atol=6.0)
 
 
+@pytest.mark.parametrize("at_least", [None, 0])
+@pytest.mark.parametrize("n", [2, 8, 15, 16, 17, 64])
+def test_the_frozen_densities_are_those_of_training(n, at_least):
+    """Also in batches that had no place for every feature, which then had no smallest quota either."""
+    allocator = make_sae(FeatureChoiceConfig(k=6, at_least=at_least)).allocator
+    allocator.share.copy_(1 / torch.arange(3, 99))
+    allocator.batch.fill_(n)
+    frozen = allocator.freeze().density
+    torch.testing.assert_close(frozen, (allocator.quotas(n) / n).float())
+    assert frozen.sum() == pytest.approx(6)
+
+
+def test_a_warm_up_in_small_batches_can_be_frozen_though_each_feature_is_to_get_one():
+    allocator = make_sae(FeatureChoiceConfig(k=6, at_least=1)).allocator
+    allocator.batch.fill_(8)
+    assert allocator.freeze().density.sum() == pytest.approx(6)
+
+
+@pytest.mark.parametrize("k", [0.5, 6, 6.5])
+@pytest.mark.parametrize("at_least", [None, 0, 1])
+def test_an_untrained_rule_freezes_into_equal_densities(k, at_least):
+    frozen = make_sae(FeatureChoiceConfig(k=k, at_least=at_least)).allocator.freeze()
+    torch.testing.assert_close(frozen.density, torch.full((96,), k / 96), rtol=0.04, atol=0)
+
+
 def test_thresholds_are_exact_quantiles_when_every_feature_can_fill_its_quota():
     sae = make_sae(FeatureThresholdConfig(k=6))
     with torch.no_grad():

@@ -86,7 +86,7 @@ class FeatureChoice(Allocator):
     Buffers:
         share: [d_sae] float64, quotas on any scale.
         theta: [d_sae] float32, running mean of every feature's smallest chosen affinity; it seeds ``freeze``.
-        batch: [] int64, tokens that share the quotas of a step.
+        batch: [] int64, tokens that share the quotas of a step; 0 before the first.
         mutual: densities that Mutual Choice gives, or would give, on the same affinities. Quotas that followed
             the densities they produce themselves would confirm themselves for ever.
     """
@@ -103,7 +103,7 @@ class FeatureChoice(Allocator):
         self.config = config
         self.register_buffer("share", torch.ones(d_sae, dtype=torch.float64))
         self.register_buffer("theta", torch.zeros(d_sae, dtype=torch.float32))
-        self.register_buffer("batch", torch.ones((), dtype=torch.int64))
+        self.register_buffer("batch", torch.zeros((), dtype=torch.int64))
         self.mutual = Firing(d_sae, config.horizon, config.horizon)
 
     def forward(self, pre: Affinities, x: Tensor, clock: Clock = END) -> Allocation:
@@ -152,7 +152,9 @@ class FeatureChoice(Allocator):
     def freeze(self) -> FeatureThreshold:
         frozen = FeatureThreshold(FeatureThresholdConfig(k=self.config.k), d_sae=len(self.share))
         frozen.theta.copy_(self.theta)
-        n = max(int(self.batch), math.ceil(len(self.share) / self.config.k))  # room for every feature
+        n = int(self.batch)
+        if not n or self.config.at_least == 1:
+            n = max(n, math.ceil(len(self.share) / self.config.k))  # room for every feature
         frozen.density.copy_(self.quotas(n) / n)
         return frozen
 
