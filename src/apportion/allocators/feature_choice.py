@@ -145,9 +145,13 @@ class FeatureChoice(Allocator):
             self.mutual.update(trace.code, world)
             if last:
                 self._refit()
-        elif clock.step % self.config.refresh_every == 0:
+        elif self.revisits(clock):
             self.mutual.update(self._mutual_choice(trace.pre), world)
             self._refit()
+
+    def revisits(self, clock: Clock) -> bool:
+        due = clock.step % self.config.refresh_every == 0
+        return due and self.config.quotas != "uniform" and not self._warming_up(clock.step, clock)
 
     def freeze(self) -> FeatureThreshold:
         frozen = FeatureThreshold(FeatureThresholdConfig(k=self.config.k), d_sae=len(self.share))
