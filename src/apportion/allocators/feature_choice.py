@@ -39,7 +39,8 @@ class FeatureChoiceConfig(OneKnob):
         wake: weight of the loss that raises the encoder's bias of features with fewer positive affinities than
             their quota. One that has none gets no other gradient, and would be silent for good. 0 as published;
             the recipe has 0.1.
-        scope: whose tokens share a quota, those of this process or of all.
+        scope: whose tokens share a quota, those of this process or of all. ``ap.train`` runs one process, so
+            ``global`` is for a loop of one's own, which gives ``train_step`` a ``World`` and averages gradients.
     """
 
     kind: Literal["feature_choice"] = "feature_choice"
@@ -107,7 +108,7 @@ class FeatureChoice(Allocator):
         self.mutual = Firing(d_sae, config.horizon, config.horizon)
 
     def forward(self, pre: Affinities, x: Tensor, clock: Clock = END) -> Allocation:
-        n = pre.n * (pre.world.size if self.config.scope == "global" else 1)
+        n = self._tokens(pre)
         if self._warming_up(clock.step, clock):
             pairs = pre.top_batch(self._budget(n), self.config.scope)
         else:
@@ -117,10 +118,10 @@ class FeatureChoice(Allocator):
     def terms(self, trace: Trace, dictionary: Dictionary) -> dict[str, Tensor]:
         if not self.config.wake or self._warming_up(trace.clock.step, trace.clock):
             return {}
-        pre, everywhere = trace.pre, self.config.scope == "global"
+        pre = trace.pre
         taken = torch.bincount(trace.code.indices, minlength=pre.d_sae)
-        taken, n = (pre.world.sum(taken), pre.n * pre.world.size) if everywhere else (taken, pre.n)
-        quota = whole_quotas(self.quotas(n), trace.clock.step)
+        taken = pre.world.sum(taken) if self.config.scope == "global" else taken
+        quota = whole_quotas(self.quotas(self._tokens(pre)), trace.clock.step)
         wanting = ((quota - taken) / quota.clamp(min=1)).clamp(min=0).to(trace.x.dtype)
         return {"wake": -self.config.wake * (wanting * pre.biases()).sum()}
 
@@ -136,7 +137,9 @@ class FeatureChoice(Allocator):
     @torch.no_grad()
     def observe(self, trace: Trace, dictionary: Dictionary, firing: Firing, world: World = SOLO) -> None:
         clock = trace.clock
-        self.batch.fill_(trace.pre.n * (world.size if self.config.scope == "global" else 1))
+        # Of a process, or of all; where each has quotas of its own the mean, for all are to learn the same.
+        n = world.count(trace.pre.n, self.batch.device)
+        self.batch.fill_(n if self.config.scope == "global" else n // world.size)
         self._remember_smallest(trace.code.detach(), world)
         if self.config.quotas == "uniform":
             return
@@ -165,6 +168,10 @@ class FeatureChoice(Allocator):
     def fold(self, scale: float) -> None:
         self.theta /= scale
 
+    def _tokens(self, pre: Affinities) -> int:
+        """How many share the quotas, in this process or in all."""
+        return pre.world.count(pre.n, self.batch.device) if self.config.scope == "global" else pre.n
+
     def _budget(self, n: int) -> int:
         return int(self.config.k * n + 1e-6)  # never over, whatever k is
 
@@ -177,8 +184,7 @@ class FeatureChoice(Allocator):
             self.share.copy_(fit_zipf(self.mutual.density).at(ranks(self.mutual.density)))
 
     def _mutual_choice(self, pre: Affinities) -> Code:
-        budget = self._budget(pre.n * (pre.world.size if self.config.scope == "global" else 1))
-        pairs = pre.top_batch(budget, self.config.scope)
+        pairs = pre.top_batch(self._budget(self._tokens(pre)), self.config.scope)
         return Code.from_pairs(*pairs, torch.ones_like(pairs.rows), pre.n, pre.d_sae)
 
     def _remember_smallest(self, code: Code, world: World) -> None:
