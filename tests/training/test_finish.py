@@ -9,7 +9,7 @@ import apportion as ap
 from apportion.allocators import FeatureChoiceConfig, MutualChoiceConfig, TokenChoiceConfig
 from apportion.clock import Clock
 from apportion.training import TrainConfig
-from apportion.training.finish import first_rows, inference_gap
+from apportion.training.finish import GAP_TOKENS, first_rows, inference_gap
 
 from ..conftest import inputs, make_sae
 
@@ -117,7 +117,7 @@ def test_only_rules_that_couple_rows_have_a_gap_in_their_metadata(rule, coupled,
     if coupled:
         assert calibration["in_batches"]["l0"] == pytest.approx(4.0, rel=0.1)
         assert calibration["frozen"]["fvu"] > 0
-    assert 0 <= calibration["silent"] < 1
+    assert 0 <= calibration["silent"] < 1 and calibration["silent_tokens"] == calibration["tokens"] < GAP_TOKENS
 
 
 def test_a_silent_feature_is_counted_apart(tmp_path):

@@ -39,7 +39,10 @@ def finish(run: Run, source: Source, scale: float, settings: TrainConfig, histor
     reports = {one.name: dict(found) for one in run.losses if (found := one.report())}
     sae, calibration = run.sae.freeze().calibrate(blocks, run.sae.k)
     tokens = min(limit or GAP_TOKENS, GAP_TOKENS)
-    further: dict[str, Any] = {"silent": silent_share(run.sae, blocks, tokens)}
+    further: dict[str, Any] = {
+        "silent": silent_share(run.sae, blocks, tokens),
+        "silent_tokens": min(calibration.tokens, tokens),
+    }
     if run.sae.allocator.couples_rows:
         further |= inference_gap(run.sae, sae, blocks, settings, tokens)
     sae = sae.fold(scale).requires_grad_(False).eval()
