@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 
@@ -113,6 +115,23 @@ def test_a_warm_up_too_short_is_said_before_anything_is_claimed(warmup, tmp_path
     with pytest.raises(InvalidConfig, match=words):
         ap.train({"r": run}, source, tmp_path, ap.TrainConfig(n_tokens=160, batch_size=8))
     assert not (tmp_path / "train.json").exists()
+
+
+@pytest.mark.parametrize(("n", "share"), [(16, 0), (20, 20), (31, 48)])
+def test_a_batch_that_leaves_little_to_the_curve_is_said(n, share):
+    words = rf"{n} tokens has {6 * n} places for 96 features.* leaves {share} %.*batches of 32 tokens leave half"
+    with pytest.warns(UserWarning, match=words):
+        FeatureChoiceConfig(k=6).check(1000, n, 96)
+
+
+@pytest.mark.parametrize(
+    ("n", "settings"),
+    [(32, {}), (15, {}), (16, {"at_least": 0}), (16, {"at_least": 1}), (16, {"quotas": "uniform"})],
+)
+def test_a_curve_that_has_its_room_or_was_not_asked_for_is_not_warned_of(n, settings):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        FeatureChoiceConfig(k=6, **settings).check(1000, n, 96)
 
 
 def test_one_feature_that_is_all_but_silent_does_not_make_all_hand_in_more():

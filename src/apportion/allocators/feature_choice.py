@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import ClassVar, Literal
 
 import torch
@@ -22,6 +23,8 @@ from .feature_threshold import FeatureThreshold, FeatureThresholdConfig
 
 _FIRINGS = 2
 """Firings that a feature must have seen on average before the curve of all is fitted."""
+_ROOM = 2
+"""Places of a batch per feature below which the curve gets less than half of them."""
 
 
 class FeatureChoiceConfig(OneKnob):
@@ -35,7 +38,8 @@ class FeatureChoiceConfig(OneKnob):
         refresh_every: steps between looks at what Mutual Choice would do with the same affinities, each of which
             moves ranks and curve; with long gaps the quotas would jump.
         horizon: tokens, of those looked at, that a density remembers.
-        at_least: smallest quota of a feature, 0 or 1; None for 1 where the batch has room for it.
+        at_least: smallest quota of a feature, 0 or 1; None for 1 where the batch has room for it. Of its k n
+            places d_sae are then given away before the curve has a say: all at n = d_sae / k, half at twice that.
         wake: weight of the loss that raises the encoder's bias of features with fewer positive affinities than
             their quota. One that has none gets no other gradient, and would be silent for good. 0 as published;
             the recipe has 0.1.
@@ -63,6 +67,7 @@ class FeatureChoiceConfig(OneKnob):
                 f"a warm-up of {tokens} tokens is too short to fit the densities of {d_sae} features; it takes "
                 f"{needed} tokens, so train on more or raise warmup = {self.warmup:g}"
             )
+        self._warn_of_little_room(batch_size, d_sae)
 
     def smallest_quota(self, n: int, d_sae: int) -> int:
         """0 or 1, for a batch of ``n`` tokens. ``InvalidConfig`` if it has no room for ``at_least``."""
@@ -73,6 +78,16 @@ class FeatureChoiceConfig(OneKnob):
                 f"use batches of at least {math.ceil(d_sae / self.k)} tokens or at_least = 0"
             )
         return int(room >= d_sae) if self.at_least is None else self.at_least
+
+    def _warn_of_little_room(self, n: int, d_sae: int) -> None:
+        room = int(self.k * n + 1e-6)
+        if self.at_least is None and d_sae <= room < _ROOM * d_sae:
+            warnings.warn(
+                f"a batch of {n} tokens has {room} places for {d_sae} features, gives each of them one first and "
+                f"leaves {100 * (1 - d_sae / room):.0f} % of them to the Zipf curve; "
+                f"batches of {math.ceil(_ROOM * d_sae / self.k)} tokens leave half, at_least = 0 leaves all",
+                stacklevel=5,  # whoever called ``train``
+            )
 
     def build(self, *, d_in: int, d_sae: int) -> FeatureChoice:
         return FeatureChoice(self, d_sae=d_sae)
