@@ -25,9 +25,11 @@ def test_the_first_rows_are_as_many_as_asked_for_or_all_there_are(sizes):
     assert len(first_rows(iter([]), 16)) == 0
 
 
-def test_rows_that_fill_no_batch_are_no_batch():
+@pytest.mark.parametrize("n", [0, 9])
+def test_rows_that_fill_no_batch_leave_a_reason(n):
     sae = make_sae(MutualChoiceConfig(k=6))
-    assert inference_gap(sae, sae.freeze(), lambda: iter([inputs(9)]), TrainConfig(batch_size=16), 100) == {}
+    gap = inference_gap(sae, sae.freeze(), lambda: iter([inputs(n)]), TrainConfig(batch_size=16), 100)
+    assert gap == {"no_gap": f"{n} tokens to calibrate on fill no batch of 16; calibrate on at least 16"}
 
 
 def test_a_rule_that_needs_its_whole_batch_can_be_finished(tmp_path):

@@ -57,11 +57,11 @@ def finish(run: Run, source: Source, scale: float, settings: TrainConfig, histor
 @torch.no_grad()
 def inference_gap(
     trained: SAE, frozen: SAE, blocks: Callable[[], Iterator[Tensor]], settings: TrainConfig, limit: int
-) -> dict[str, dict[str, float]]:
+) -> dict[str, Any]:
     """L0 and FVU on the same rows under the rule of training (``in_batches``), and under the frozen one.
 
     The rule meets what it met in training: whole batches of mixed documents, a step each. They are drawn from
-    the first ``limit`` rows, or a batch if that is more; nothing if there are not so many.
+    the first ``limit`` rows, or a batch if that is more; where there are not so many, ``no_gap`` says so.
     """
     rows = first_rows(blocks(), max(limit, settings.batch_size))
     mixed = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).to(rows.device)
@@ -77,7 +77,10 @@ def inference_gap(
             sums[which, 0] += trace.code.nnz
             sums[which, 1] += (trace.x - trace.x_hat).double().square().sum().cpu()
     if spread.n == 0:
-        return {}
+        size = settings.batch_size
+        return {
+            "no_gap": f"{len(rows)} tokens to calibrate on fill no batch of {size}; calibrate on at least {size}"
+        }
     together, alone = (
         {"l0": float(spent) / spread.n, "fvu": unexplained(float(error), spread), "tokens": spread.n}
         for spent, error in sums
