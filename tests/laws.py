@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from apportion.affinities import DenseAffinities, EncoderConfig, Everything, Pairs
+from apportion.affinities import WHOLE, DenseAffinities, EncoderConfig, Everything, Pairs
 from apportion.allocators import Allocator, AllocatorConfig
 from apportion.clock import END, Clock
 from apportion.code import Code
@@ -65,10 +65,10 @@ def trained(config: AllocatorConfig, steps: int = 20) -> SAE:
     return run.sae
 
 
-def fresh_run(config: AllocatorConfig) -> Run:
+def fresh_run(config: AllocatorConfig, lr: float = 1e-3, encoder: EncoderConfig = WHOLE) -> Run:
     sae = make_sae(config).config
     objectives = (ReconstructionConfig(),)
-    run_config = RunConfig(sae=sae, objectives=objectives, lr=Constant(value=1e-3))
+    run_config = RunConfig(sae=sae, objectives=objectives, lr=Constant(value=lr), encoder=encoder)
     return Run(run_config, torch.zeros(sae.d_in))
 
 
@@ -351,6 +351,18 @@ def observe_is_the_only_writer(config: AllocatorConfig) -> None:
     assert same_code(frozen.encode(x), restored.encode(x))
 
 
+def what_is_learned_is_that_of_the_step(config: AllocatorConfig) -> None:
+    """However affinities come to be known, ``observe`` meets those of before the weights moved, and moved far."""
+    for step in (0, 40, 99):
+        learned = []
+        for encoder in ENCODERS:
+            run = fresh_run(config, lr=0.05, encoder=encoder)
+            step_on(run, 64, step, 100)
+            learned.append(dict(run.sae.allocator.named_buffers()))
+        for other in learned[1:]:
+            torch.testing.assert_close(other, learned[0], rtol=1e-4, atol=1e-5)
+
+
 def cutting_is_choosing_among_the_first(config: AllocatorConfig) -> None:
     """The first n features under the cut rule: what the whole rule chooses when no token wants any other."""
     sae = calibrated(config)[0].to(torch.float64)
@@ -449,6 +461,7 @@ LAWS: list[Law] = [
     precision_is_kept,
     folding_the_scale_is_exact,
     observe_is_the_only_writer,
+    what_is_learned_is_that_of_the_step,
     cutting_is_choosing_among_the_first,
     a_cut_sae_is_an_sae,
     a_rule_in_training_can_be_cut,

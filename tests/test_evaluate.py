@@ -165,6 +165,18 @@ def test_the_oracle_needs_an_order_of_at_least_one_feature() -> None:
         evaluate(make_sae(TokenChoiceConfig.for_k(5), d_in=8), Rows(rows(100)), oracle=0)
 
 
+def test_silent_features_are_counted_apart_from_those_that_never_fire() -> None:
+    sae, x = make_sae(TokenChoiceConfig.for_k(1), d_in=8), rows(1500)
+    with torch.no_grad():
+        sae.encoder.bias[:12] = -1e6
+        sae.encoder.bias[12:24] -= 3.0
+    result = evaluate(sae, Rows(x))
+    pre = (x - sae.b_dec) @ sae.W_enc + sae.b_enc
+    assert result["silent"] == pytest.approx(float((pre.amax(0) <= 0).float().mean()))
+    assert 1 / 8 <= result["silent"] < result["never_fires"] < 1
+    assert "silent" not in evaluate(Dense(), Rows(x)), "which has no affinities to look at"
+
+
 def test_limit_measures_the_first_rows() -> None:
     x = rows(2500)
     assert without_time(evaluate(Dense(), Rows(x), limit=1100)) == without_time(evaluate(Dense(), Rows(x[:1100])))

@@ -29,6 +29,7 @@ from .metrics import (
     Oracle,
     PerDocument,
     Reconstruction,
+    Silence,
     Sparsity,
 )
 from .trace import Dictionary, Trace
@@ -49,18 +50,23 @@ class ContextSource(Protocol):
 
 
 @runtime_checkable
-class InOrder(Protocol):
-    """A dictionary that says in which order each token would take its features."""
+class Readable(Protocol):
+    """A dictionary that shows the affinities behind its codes."""
 
     def read(self, x: Tensor, /) -> Trace: ...
+
+
+@runtime_checkable
+class InOrder(Readable, Protocol):
+    """One that also says in which order each token would take its features."""
 
     def order(self, trace: Trace, k: int, /) -> Ordered: ...
 
     def dictionary(self) -> Dictionary: ...
 
 
-_Reading: TypeAlias = tuple[Code, Tensor, Callable[[], Ordered | None]]
-"""A block's code, its reconstruction, and what gives its order."""
+_Reading: TypeAlias = tuple[Code, Tensor, Trace | None]
+"""A block's code, its reconstruction, and what else its dictionary shows of it."""
 
 
 def evaluate(
@@ -95,12 +101,12 @@ def evaluate(
         The results of ``Sparsity``, ``Reconstruction`` and ``FeatureDensity``: ``tokens``, ``documents``,
         ``l0``, ``l0_se``, ``l0_std``, ``l0_min``, ``l0_max``, ``l0_histogram``, ``fvu``,
         ``explained_variance``, ``cosine``, ``never_fires``, ``density_zero``, ``density_log10_edges``,
-        ``density_histogram``, ``density_gini``; then ``tokens_per_s`` (encode and decode, wall time). With
-        ``oracle`` those of ``Oracle``: ``allocation_efficiency`` and what it comes from; with ``per_document``
-        those of ``PerDocument``. With ``model`` those of
-        ``CausalDownstream`` (``downstream_tokens``, ``ce_clean``, ``ce_patched``, ``ce_zero``, ``ce_score``,
-        ``kl``) if it predicts next tokens, else of ``EncoderDownstream`` (``downstream_tokens``,
-        ``hidden_error``, ``hidden_error_zero``).
+        ``density_histogram``, ``density_gini``; of an ``SAE``, which shows its affinities, also ``silent``
+        (``Silence``); then ``tokens_per_s`` (encode and decode, wall time). With ``oracle`` those of ``Oracle``:
+        ``allocation_efficiency`` and what it comes from; with ``per_document`` those of ``PerDocument``. With
+        ``model`` those of ``CausalDownstream`` (``downstream_tokens``, ``ce_clean``, ``ce_patched``,
+        ``ce_zero``, ``ce_score``, ``kl``) if it predicts next tokens, else of ``EncoderDownstream``
+        (``downstream_tokens``, ``hidden_error``, ``hidden_error_zero``).
 
     Raises:
         InvalidInput: widths differ, there are no rows or they are all equal, or ``model`` was given and the
@@ -177,8 +183,10 @@ def _on_activations(
     progress: bool,
 ) -> dict[str, Json]:
     device = device_of(sae)
-    read, best = _reader(sae, oracle)
-    metrics: list[Metric] = [Sparsity(), Reconstruction(), FeatureDensity(sae.d_sae), *best]
+    metrics: list[Metric] = [Sparsity(), Reconstruction(), FeatureDensity(sae.d_sae)]
+    if isinstance(sae, Readable):
+        metrics.append(Silence(sae.d_sae))
+    order = _order(sae, oracle, metrics)
     if per_document:
         metrics.append(PerDocument())
     blocks = tqdm(
@@ -192,12 +200,14 @@ def _on_activations(
     for block in blocks:
         x = block.x.to(device)
         began = _now(device)
-        code, x_hat, order = read(x)
+        code, x_hat, trace = _read(sae, x)
         seconds += _now(device) - began
         tokens += len(x)
-        measured = MetricBatch(x, x_hat, code, block.document, order())
+        shown = () if trace is None else (order(trace), trace.pre)
+        measured = MetricBatch(x, x_hat, code, block.document, *shown)
         for metric in metrics:
             metric.update(measured)
+        del trace, shown, measured  # for the next block to have their memory
     if tokens == 0:
         raise InvalidInput(
             f"the part {split!r} of the source gave no rows (limit {limit}), at least 2 are needed; "
@@ -207,27 +217,26 @@ def _on_activations(
     return result | {"tokens_per_s": tokens / max(seconds, 1e-9)}
 
 
-def _reader(sae: Codec, k_max: int | None) -> tuple[Callable[[Tensor], _Reading], list[Metric]]:
-    """What encodes and decodes a block, and the oracle if it was asked for."""
+def _read(sae: Codec, x: Tensor) -> _Reading:
+    if isinstance(sae, Readable):
+        trace = sae.read(x)
+        return trace.code, trace.x_hat, trace
+    code = sae.encode(x)
+    return code, sae.decode(code), None
+
+
+def _order(sae: Codec, k_max: int | None, metrics: list[Metric]) -> Callable[[Trace], Ordered | None]:
+    """What gives a block's order; the oracle joins the ``metrics`` if it was asked for."""
     if k_max is None:
-
-        def plainly(x: Tensor) -> _Reading:
-            code = sae.encode(x)
-            return code, sae.decode(code), lambda: None
-
-        return plainly, []
+        return lambda trace: None
     if not isinstance(sae, InOrder):
         raise InvalidInput(
             f"an oracle was asked for but a {type(sae).__name__} does not say in which order it takes features; "
             "leave the oracle out or pass an SAE"
         )
-
-    def in_order(x: Tensor) -> _Reading:
-        trace = sae.read(x)
-        return trace.code, trace.x_hat, lambda: sae.order(trace, k_max)
-
     dictionary = sae.dictionary()
-    return in_order, [Oracle(dictionary.W_dec, dictionary.b_dec)]
+    metrics.append(Oracle(dictionary.W_dec, dictionary.b_dec))
+    return lambda trace: sae.order(trace, k_max)
 
 
 def _in_model(

@@ -39,7 +39,7 @@ class Firing(nn.Module):
     def update(self, code: Code, world: World = SOLO) -> None:
         """Count one training batch."""
         fired = world.sum(code.firings())
-        n = code.n * world.size
+        n = world.count(code.n, self.density.device)
         if n == 0:
             return
         self.tokens += n

@@ -13,6 +13,7 @@ from .code import Code
 from .ops.decode import decode
 from .ops.encode_at import encode_at, encode_whole
 from .ops.nested_error import nested_error
+from .workspace import Workspace
 
 if TYPE_CHECKING:
     from .affinities import Affinities
@@ -53,6 +54,15 @@ class Dictionary:
         """The same numbers, of which no gradient reaches any."""
         weight, b_enc, W_dec, b_dec = (parameter.detach() for parameter in self.parameters())
         return Dictionary(weight, b_enc, W_dec, b_dec)
+
+    def held(self, workspace: Workspace) -> Dictionary:
+        """The same without gradients, whose encoder stays as it is when the parameters move.
+
+        Its weights are a copy in a buffer that ``workspace`` lends.
+        """
+        now = self.detach()
+        weight = workspace.lend("held weight", tuple(now.weight.shape), now.weight).copy_(now.weight)
+        return Dictionary(weight, now.b_enc.clone(), now.W_dec, now.b_dec.clone())
 
     def decode(self, code: Code, *, bias: bool = True) -> Tensor:
         """[n, d_in]: the weighted sum of directions, plus ``b_dec`` unless ``bias`` is false."""
@@ -104,7 +114,7 @@ class Trace:
     Attributes:
         x: [n, d_in] input, scaled.
         target: [n] or None, the number that came with each token.
-        pre: the affinities, still open to questions.
+        pre: the affinities, still open to questions until the weights move (see ``Allocator.revisits``).
         code: n tokens.
         notes: what the rule wants to say of itself (named scalars or [n] tensors).
         x_hat: [n, d_in].

@@ -29,6 +29,10 @@ class World:
         dist.all_reduce(total)
         return total
 
+    def count(self, n: int, device: torch.device) -> int:
+        """The sum of ``n`` over all processes, which is reduced on ``device``."""
+        return n if self.size == 1 else int(self.sum(torch.tensor(n, device=device)))
+
     def gather(self, tensor: Tensor) -> list[Tensor]:
         """``tensor [m]`` of every process, by rank; m may differ between them."""
         if self.size == 1:

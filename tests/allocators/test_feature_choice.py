@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 
@@ -115,6 +117,23 @@ def test_a_warm_up_too_short_is_said_before_anything_is_claimed(warmup, tmp_path
     assert not (tmp_path / "train.json").exists()
 
 
+@pytest.mark.parametrize(("n", "share"), [(16, 0), (20, 20), (31, 48)])
+def test_a_batch_that_leaves_little_to_the_curve_is_said(n, share):
+    words = rf"{n} tokens has {6 * n} places for 96 features.* leaves {share} %.*batches of 32 tokens leave half"
+    with pytest.warns(UserWarning, match=words):
+        FeatureChoiceConfig(k=6).check(1000, n, 96)
+
+
+@pytest.mark.parametrize(
+    ("n", "settings"),
+    [(32, {}), (15, {}), (16, {"at_least": 0}), (16, {"at_least": 1}), (16, {"quotas": "uniform"})],
+)
+def test_a_curve_that_has_its_room_or_was_not_asked_for_is_not_warned_of(n, settings):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        FeatureChoiceConfig(k=6, **settings).check(1000, n, 96)
+
+
 def test_one_feature_that_is_all_but_silent_does_not_make_all_hand_in_more():
     sae = make_sae(FeatureThresholdConfig(k=6))
     with torch.no_grad():
@@ -155,6 +174,31 @@ def test_frozen_features_keep_their_densities_and_k():
     want = fitted.allocator.density * n
     able = (torch.cat([positive(sae, x) for x in blocks]) > 0).sum(0) > 1.2 * want
     torch.testing.assert_close(counts[able].double(), want[able].double(), rtol=0.25, atol=6.0)
+
+
+@pytest.mark.parametrize("at_least", [None, 0])
+@pytest.mark.parametrize("n", [2, 8, 15, 16, 17, 64])
+def test_the_frozen_densities_are_those_of_training(n, at_least):
+    """Also in batches that had no place for every feature, which then had no smallest quota either."""
+    allocator = make_sae(FeatureChoiceConfig(k=6, at_least=at_least)).allocator
+    allocator.share.copy_(1 / torch.arange(3, 99))
+    allocator.batch.fill_(n)
+    frozen = allocator.freeze().density
+    torch.testing.assert_close(frozen, (allocator.quotas(n) / n).float())
+    assert frozen.sum() == pytest.approx(6)
+
+
+def test_a_warm_up_in_small_batches_can_be_frozen_though_each_feature_is_to_get_one():
+    allocator = make_sae(FeatureChoiceConfig(k=6, at_least=1)).allocator
+    allocator.batch.fill_(8)
+    assert allocator.freeze().density.sum() == pytest.approx(6)
+
+
+@pytest.mark.parametrize("k", [0.5, 6, 6.5])
+@pytest.mark.parametrize("at_least", [None, 0, 1])
+def test_an_untrained_rule_freezes_into_equal_densities(k, at_least):
+    frozen = make_sae(FeatureChoiceConfig(k=k, at_least=at_least)).allocator.freeze()
+    torch.testing.assert_close(frozen.density, torch.full((96,), k / 96), rtol=0.04, atol=0)
 
 
 def test_thresholds_are_exact_quantiles_when_every_feature_can_fill_its_quota():

@@ -5,9 +5,12 @@ from typing import Any
 import pytest
 import torch
 
+from apportion.allocators import TokenChoiceConfig
 from apportion.code import Code
 from apportion.errors import InvalidInput
-from apportion.metrics import FeatureDensity, MetricBatch
+from apportion.metrics import FeatureDensity, MetricBatch, Silence
+
+from ..conftest import inputs, make_sae
 
 
 def of_dense(z: torch.Tensor) -> FeatureDensity:
@@ -33,6 +36,27 @@ def test_against_naive(make_batch: Any, cut: Any) -> None:
     assert result["density_zero"] == 2
     gaps = (density[:, None] - density[None]).abs().sum()
     assert result["density_gini"] == pytest.approx(float(gaps / (2 * 13 * density.sum())), rel=1e-12)
+
+
+def test_silent_is_what_no_token_wants_at_all() -> None:
+    """Whether it fires does not matter, and the few that are left are looked at one by one."""
+    sae = make_sae(TokenChoiceConfig.for_k(1)).requires_grad_(False)
+    sae.encoder.bias[:3], sae.encoder.bias[3] = -1e6, -2.5
+    metric, blocks = Silence(96), [inputs(20, seed=seed) for seed in range(6)]
+    expected = torch.ones(96, dtype=torch.bool)
+    for x in blocks:
+        trace = sae.read(x)
+        metric.update(MetricBatch(x, trace.x_hat, trace.code, pre=trace.pre))
+        expected &= ((x - sae.b_dec) @ sae.W_enc + sae.b_enc <= 0).all(0)
+        assert metric.result() == {"silent": int(expected.sum()) / 96}
+    assert 3 <= int(expected.sum()) < 12
+
+
+def test_silence_needs_affinities_and_tokens() -> None:
+    with pytest.raises(InvalidInput, match="no affinities"):
+        Silence(4).update(MetricBatch(torch.zeros(1, 1), torch.zeros(1, 1), Code.from_dense(torch.zeros(1, 4))))
+    with pytest.raises(InvalidInput, match="0 tokens"):
+        Silence(4).result()
 
 
 def test_histogram_counts_every_feature_once_in_half_decades() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from apportion.allocators import FeatureChoiceConfig, MutualChoiceConfig, TokenChoiceConfig
+from apportion.allocators import AllocatorConfig, TokenChoiceConfig
 from apportion.firing import Firing
 from apportion.objectives import AuxKConfig, AuxZipfConfig
 from apportion.objectives.aux_zipf import shortfall
@@ -13,7 +13,7 @@ from apportion.ops.zipf import fit_zipf, ranks
 
 from ..conftest import inputs, make_sae
 
-RULES = [TokenChoiceConfig, MutualChoiceConfig, FeatureChoiceConfig]
+RULES = [rule for _, rule in sorted(AllocatorConfig.members.items()) if not rule.inference_only]
 
 
 def setting(config, dead=(0, 7, 50, 91)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 
@@ -19,6 +20,7 @@ from apportion.recipes import find_recipe
 from apportion.trace import Penalty, Trace
 from apportion.training import Run, train_step
 from apportion.training.checkpoint import restore_run, run_tensors
+from apportion.world import World
 
 from ..conftest import inputs, make_sae
 
@@ -73,6 +75,19 @@ def test_the_price_stays_in_bounds_and_does_not_wind_up():
         objective.observe(trace_of(K / 10, 400, 1000))
         steps += 1
     assert steps < 150, "a sum that had gone on growing beyond the bound would take as long to come back"
+
+
+def test_processes_with_unequal_shares_see_the_l0_of_all_tokens_where_these_are():
+    class Cards(World):
+        """Another process has 150 tokens with two features each; a card reduces nothing that lies on the CPU."""
+
+        def sum(self, tensor):
+            assert tensor.device.type == "meta"
+            return torch.tensor([40.0 * 50 + 2 * 150, 200], dtype=torch.float64)
+
+    objective, trace = SparsityConfig().build(), trace_of(40, 0)
+    objective.observe(dataclasses.replace(trace, x=trace.x.to("meta")), Cards(0, 2))
+    assert float(objective.first) == pytest.approx(11.5)
 
 
 def test_it_depends_on_what_it_saw_and_the_clock_alone():

@@ -132,6 +132,13 @@ class Affinities(abc.ABC):
         return None
 
     @abc.abstractmethod
+    def hold(self) -> None:
+        """Answer from now on as of now, though the optimiser be about to move the weights (all but ``dense``).
+
+        Where the product is held that is so anyway; elsewhere the encoder's weights are copied.
+        """
+
+    @abc.abstractmethod
     def dense(self) -> Tensor:
         """[n, d_sae] affinities, differentiable: for reference rules and tests, at the dense price."""
 

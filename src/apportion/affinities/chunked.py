@@ -164,6 +164,9 @@ class ChunkedAffinities(Affinities):
             features=features,
         )
 
+    def hold(self) -> None:
+        self._dictionary = self._dictionary.held(self._workspace)
+
     def dense(self) -> Tensor:
         return self._whole().dense()
 

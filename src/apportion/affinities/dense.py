@@ -133,6 +133,9 @@ class DenseAffinities(Affinities):
             features=features,
         )
 
+    def hold(self) -> None:
+        pass  # the product is held
+
     def dense(self) -> Tensor:
         d = self._dictionary
         pre = torch.addmm(d.b_enc, self._x - d.b_dec, d.weight.T).relu()

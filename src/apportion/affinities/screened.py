@@ -122,6 +122,9 @@ class ScreenedAffinities(Affinities):
             pre = torch.addmm(d.b_enc[features], centred, d.weight[features].T)
         return DenseAffinities(x, centred, pre, d, clock=self.clock, world=self.world, features=features)
 
+    def hold(self) -> None:
+        self._dictionary = self._dictionary.held(self._workspace)
+
     def dense(self) -> Tensor:
         return self._whole.dense()
 

@@ -135,6 +135,14 @@ class Allocator(nn.Module, abc.ABC):
     def observe(self, trace: Trace, dictionary: Dictionary, firing: Firing, world: World = SOLO) -> None:
         """Learn from a finished training step, into buffers."""
 
+    def revisits(self, clock: Clock) -> bool:
+        """Whether ``observe`` asks the affinities of the step that ``clock`` tells.
+
+        The weights have moved by then. Where affinities are not held in whole, answers of before that cost a
+        copy of the encoder's weights, which only rules that say so here are given.
+        """
+        return False
+
     @abc.abstractmethod
     def freeze(self) -> Allocator:
         """The inference rule as last known: a new module, final, that couples no rows."""
@@ -173,6 +181,9 @@ class Allotting(Allocator):
 
     def observe(self, trace: Trace, dictionary: Dictionary, firing: Firing, world: World = SOLO) -> None:
         self.budget.observe(trace, dictionary, firing, world)
+
+    def revisits(self, clock: Clock) -> bool:
+        return self.budget.revisits(clock)
 
     def fold(self, scale: float) -> None:
         self.budget.fold(scale)

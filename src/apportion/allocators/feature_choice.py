@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import ClassVar, Literal
 
 import torch
@@ -22,6 +23,8 @@ from .feature_threshold import FeatureThreshold, FeatureThresholdConfig
 
 _FIRINGS = 2
 """Firings that a feature must have seen on average before the curve of all is fitted."""
+_ROOM = 2
+"""Places of a batch per feature below which the curve gets less than half of them."""
 
 
 class FeatureChoiceConfig(OneKnob):
@@ -35,11 +38,13 @@ class FeatureChoiceConfig(OneKnob):
         refresh_every: steps between looks at what Mutual Choice would do with the same affinities, each of which
             moves ranks and curve; with long gaps the quotas would jump.
         horizon: tokens, of those looked at, that a density remembers.
-        at_least: smallest quota of a feature, 0 or 1; None for 1 where the batch has room for it.
+        at_least: smallest quota of a feature, 0 or 1; None for 1 where the batch has room for it. Of its k n
+            places d_sae are then given away before the curve has a say: all at n = d_sae / k, half at twice that.
         wake: weight of the loss that raises the encoder's bias of features with fewer positive affinities than
             their quota. One that has none gets no other gradient, and would be silent for good. 0 as published;
             the recipe has 0.1.
-        scope: whose tokens share a quota, those of this process or of all.
+        scope: whose tokens share a quota, those of this process or of all. ``ap.train`` runs one process, so
+            ``global`` is for a loop of one's own, which gives ``train_step`` a ``World`` and averages gradients.
     """
 
     kind: Literal["feature_choice"] = "feature_choice"
@@ -62,6 +67,7 @@ class FeatureChoiceConfig(OneKnob):
                 f"a warm-up of {tokens} tokens is too short to fit the densities of {d_sae} features; it takes "
                 f"{needed} tokens, so train on more or raise warmup = {self.warmup:g}"
             )
+        self._warn_of_little_room(batch_size, d_sae)
 
     def smallest_quota(self, n: int, d_sae: int) -> int:
         """0 or 1, for a batch of ``n`` tokens. ``InvalidConfig`` if it has no room for ``at_least``."""
@@ -72,6 +78,16 @@ class FeatureChoiceConfig(OneKnob):
                 f"use batches of at least {math.ceil(d_sae / self.k)} tokens or at_least = 0"
             )
         return int(room >= d_sae) if self.at_least is None else self.at_least
+
+    def _warn_of_little_room(self, n: int, d_sae: int) -> None:
+        room = int(self.k * n + 1e-6)
+        if self.at_least is None and d_sae <= room < _ROOM * d_sae:
+            warnings.warn(
+                f"a batch of {n} tokens has {room} places for {d_sae} features, gives each of them one first and "
+                f"leaves {100 * (1 - d_sae / room):.0f} % of them to the Zipf curve; "
+                f"batches of {math.ceil(_ROOM * d_sae / self.k)} tokens leave half, at_least = 0 leaves all",
+                stacklevel=5,  # whoever called ``train``
+            )
 
     def build(self, *, d_in: int, d_sae: int) -> FeatureChoice:
         return FeatureChoice(self, d_sae=d_sae)
@@ -86,7 +102,7 @@ class FeatureChoice(Allocator):
     Buffers:
         share: [d_sae] float64, quotas on any scale.
         theta: [d_sae] float32, running mean of every feature's smallest chosen affinity; it seeds ``freeze``.
-        batch: [] int64, tokens that share the quotas of a step.
+        batch: [] int64, tokens that share the quotas of a step; 0 before the first.
         mutual: densities that Mutual Choice gives, or would give, on the same affinities. Quotas that followed
             the densities they produce themselves would confirm themselves for ever.
     """
@@ -103,11 +119,11 @@ class FeatureChoice(Allocator):
         self.config = config
         self.register_buffer("share", torch.ones(d_sae, dtype=torch.float64))
         self.register_buffer("theta", torch.zeros(d_sae, dtype=torch.float32))
-        self.register_buffer("batch", torch.ones((), dtype=torch.int64))
+        self.register_buffer("batch", torch.zeros((), dtype=torch.int64))
         self.mutual = Firing(d_sae, config.horizon, config.horizon)
 
     def forward(self, pre: Affinities, x: Tensor, clock: Clock = END) -> Allocation:
-        n = pre.n * (pre.world.size if self.config.scope == "global" else 1)
+        n = self._tokens(pre)
         if self._warming_up(clock.step, clock):
             pairs = pre.top_batch(self._budget(n), self.config.scope)
         else:
@@ -117,10 +133,10 @@ class FeatureChoice(Allocator):
     def terms(self, trace: Trace, dictionary: Dictionary) -> dict[str, Tensor]:
         if not self.config.wake or self._warming_up(trace.clock.step, trace.clock):
             return {}
-        pre, everywhere = trace.pre, self.config.scope == "global"
+        pre = trace.pre
         taken = torch.bincount(trace.code.indices, minlength=pre.d_sae)
-        taken, n = (pre.world.sum(taken), pre.n * pre.world.size) if everywhere else (taken, pre.n)
-        quota = whole_quotas(self.quotas(n), trace.clock.step)
+        taken = pre.world.sum(taken) if self.config.scope == "global" else taken
+        quota = whole_quotas(self.quotas(self._tokens(pre)), trace.clock.step)
         wanting = ((quota - taken) / quota.clamp(min=1)).clamp(min=0).to(trace.x.dtype)
         return {"wake": -self.config.wake * (wanting * pre.biases()).sum()}
 
@@ -136,7 +152,9 @@ class FeatureChoice(Allocator):
     @torch.no_grad()
     def observe(self, trace: Trace, dictionary: Dictionary, firing: Firing, world: World = SOLO) -> None:
         clock = trace.clock
-        self.batch.fill_(trace.pre.n * (world.size if self.config.scope == "global" else 1))
+        # Of a process, or of all; where each has quotas of its own the mean, for all are to learn the same.
+        n = world.count(trace.pre.n, self.batch.device)
+        self.batch.fill_(n if self.config.scope == "global" else n // world.size)
         self._remember_smallest(trace.code.detach(), world)
         if self.config.quotas == "uniform":
             return
@@ -145,19 +163,29 @@ class FeatureChoice(Allocator):
             self.mutual.update(trace.code, world)
             if last:
                 self._refit()
-        elif clock.step % self.config.refresh_every == 0:
+        elif self.revisits(clock):
             self.mutual.update(self._mutual_choice(trace.pre), world)
             self._refit()
+
+    def revisits(self, clock: Clock) -> bool:
+        due = clock.step % self.config.refresh_every == 0
+        return due and self.config.quotas != "uniform" and not self._warming_up(clock.step, clock)
 
     def freeze(self) -> FeatureThreshold:
         frozen = FeatureThreshold(FeatureThresholdConfig(k=self.config.k), d_sae=len(self.share))
         frozen.theta.copy_(self.theta)
-        n = max(int(self.batch), math.ceil(len(self.share) / self.config.k))  # room for every feature
+        n = int(self.batch)
+        if not n or self.config.at_least == 1:
+            n = max(n, math.ceil(len(self.share) / self.config.k))  # room for every feature
         frozen.density.copy_(self.quotas(n) / n)
         return frozen
 
     def fold(self, scale: float) -> None:
         self.theta /= scale
+
+    def _tokens(self, pre: Affinities) -> int:
+        """How many share the quotas, in this process or in all."""
+        return pre.world.count(pre.n, self.batch.device) if self.config.scope == "global" else pre.n
 
     def _budget(self, n: int) -> int:
         return int(self.config.k * n + 1e-6)  # never over, whatever k is
@@ -171,8 +199,7 @@ class FeatureChoice(Allocator):
             self.share.copy_(fit_zipf(self.mutual.density).at(ranks(self.mutual.density)))
 
     def _mutual_choice(self, pre: Affinities) -> Code:
-        budget = self._budget(pre.n * (pre.world.size if self.config.scope == "global" else 1))
-        pairs = pre.top_batch(budget, self.config.scope)
+        pairs = pre.top_batch(self._budget(self._tokens(pre)), self.config.scope)
         return Code.from_pairs(*pairs, torch.ones_like(pairs.rows), pre.n, pre.d_sae)
 
     def _remember_smallest(self, code: Code, world: World) -> None:

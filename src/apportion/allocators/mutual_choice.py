@@ -57,7 +57,7 @@ class MutualChoice(Allocator):
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
 
     def forward(self, pre: Affinities, x: Tensor, clock: Clock = END) -> Allocation:
-        n = pre.n * (pre.world.size if self.config.scope == "global" else 1)
+        n = pre.world.count(pre.n, self.theta.device) if self.config.scope == "global" else pre.n
         budget = int(self.config.k * n + 1e-6)  # never over, whatever k is
         return Allocation(code_at(pre, pre.top_batch(budget, self.config.scope)))
 

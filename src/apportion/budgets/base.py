@@ -104,6 +104,10 @@ class Budget(nn.Module, abc.ABC):
     def observe(self, trace: Trace, dictionary: Dictionary, firing: Firing, world: World = SOLO) -> None:
         """Learn from a finished training step, into buffers."""
 
+    def revisits(self, clock: Clock) -> bool:
+        """Whether ``observe`` asks the affinities of this step; see ``Allocator.revisits``."""
+        return False
+
     @abc.abstractmethod
     def solve(self, survey: Survey, k: float) -> Budget:
         """A copy, shifted so that its mean over the survey's tokens, rounded, meets ``k``."""

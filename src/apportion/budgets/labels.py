@@ -71,9 +71,13 @@ class Regression(nn.Module):
 
     def due(self) -> bool:
         """Whether this step is one to learn from; to be asked once in each."""
-        step = int(self.steps)
+        learns = self.learns_next()
         self.steps += 1
-        return step % self.config.every == 0
+        return learns
+
+    def learns_next(self) -> bool:
+        """What ``due`` will say."""
+        return int(self.steps) % self.config.every == 0
 
     def add(self, readings: Tensor, target: Tensor, world: World) -> Tensor | None:
         """Take in ``readings [m, width]`` with ``target [m]``; returns the weights [width] of the solution.

@@ -115,6 +115,9 @@ class Learned(Budget):
     def observe(self, trace: Trace, dictionary: Dictionary, firing: Firing, world: World = SOLO) -> None:
         self.scorer.observe(trace, world)
 
+    def revisits(self, clock: Clock) -> bool:
+        return self.scorer.revisits
+
     @torch.no_grad()
     def solve(self, survey: Survey, k: float) -> Learned:
         if not 1 <= k < self.most:
@@ -154,9 +157,13 @@ class Scorer(nn.Module, abc.ABC):
     Scores are sums over n weights times reach / sqrt(n). Adam moves every weight by about the learning rate, all
     of them together in one direction when that helps: without the root one step could carry every k from one
     bound to the other. How the reach was chosen stands in docs/soft_sae.md.
+
+    Class attributes:
+        revisits: ``observe`` asks the affinities.
     """
 
     reach: ClassVar[float] = 8.0
+    revisits: ClassVar[bool] = False
 
     def scaled(self, total: Tensor, n: int) -> Tensor:
         """A sum over ``n`` weights as a score."""
@@ -194,6 +201,7 @@ class Shared(Scorer):
         seen: [] int64, steps that it has seen.
     """
 
+    revisits: ClassVar[bool] = True
     mean: Tensor
     seen: Tensor
 

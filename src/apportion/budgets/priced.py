@@ -106,6 +106,9 @@ class Priced(Budget):
             spent, n = world.sum(torch.stack([spent, torch.full_like(spent, trace.pre.n)]))
             self.offset.add_(_PULL * torch.log(self.config.k * n.clamp(min=1) / spent.clamp(min=1)))
 
+    def revisits(self, clock: Clock) -> bool:
+        return self.regression is not None and self.regression.learns_next()
+
     @torch.no_grad()
     def solve(self, survey: Survey, k: float) -> Priced:
         low, high = self.config.bounds

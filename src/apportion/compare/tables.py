@@ -22,6 +22,7 @@ TITLES = {
     "kl": "KL",
     "hidden_error": "hidden error",
     "never_fires": "never fires",
+    "silent": "silent",
     "dead": "dead in training",
     "density_gini": "density Gini",
     "allocation_efficiency": "efficiency",

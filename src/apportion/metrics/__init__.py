@@ -18,7 +18,7 @@ from .baselines import Pca, fit_pca, pca_fvu
 from .correlation import spearman
 from .documents import PerDocument
 from .downstream import CausalDownstream, EncoderDownstream
-from .features import FeatureDensity
+from .features import FeatureDensity, Silence
 from .intervals import Interval
 from .oracle import Oracle
 from .probing import DocumentMeans, SparseProbe, sparse_probe
@@ -44,6 +44,7 @@ __all__ = [
     "PerDocument",
     "Reconstruction",
     "Relation",
+    "Silence",
     "SparseProbe",
     "Sparsity",
     "fit_pca",

@@ -11,7 +11,7 @@ from typing import Protocol, TypeAlias
 import torch
 from torch import Tensor
 
-from ..affinities import Ordered
+from ..affinities import Affinities, Ordered
 from ..code import Code
 from ..errors import InvalidInput, NonFiniteActivations
 
@@ -42,6 +42,7 @@ class MetricBatch:
         code: the code of the n tokens.
         document: [n] int64, the document of each token; ``None`` if unknown.
         order: the first features of each token in the order of its rule; ``None`` if nobody asked.
+        pre: the affinities that the code was chosen from; ``None`` if the dictionary shows none.
 
     Raises:
         InvalidInput: the parts do not describe the same n tokens.
@@ -52,17 +53,19 @@ class MetricBatch:
     code: Code
     document: Tensor | None = None
     order: Ordered | None = None
+    pre: Affinities | None = None
 
     def __post_init__(self) -> None:
         n = len(self.x)
         rows = n if self.document is None else len(self.document)
         ordered = n if self.order is None else len(self.order.features)
-        sizes = {n, self.code.n, rows, ordered}
+        known = n if self.pre is None else self.pre.n
+        sizes = {n, self.code.n, rows, ordered, known}
         if self.x.dim() != 2 or self.x.shape != self.x_hat.shape or len(sizes) > 1:
             raise InvalidInput(
                 f"x {list(self.x.shape)}, x_hat {list(self.x_hat.shape)}, a code of {self.code.n} tokens, "
-                f"{rows} document numbers and the order of {ordered} tokens do not describe the same tokens; "
-                "pass [n, d_in] twice and n of the others"
+                f"{rows} document numbers, the order of {ordered} tokens and affinities of {known} do not "
+                "describe the same tokens; pass [n, d_in] twice and n of the others"
             )
 
 

@@ -10,6 +10,8 @@ from .base import Json, Metric, MetricBatch, need_tokens
 
 LOG10_EDGES = [half / 2 for half in range(-14, 1)]
 """Edges of the density histogram: half-decades from 1e-7 to 1."""
+_FEW = 8
+"""One in how many features is few enough to look at them one by one."""
 
 
 class FeatureDensity(Metric):
@@ -51,14 +53,41 @@ class FeatureDensity(Metric):
         alive = density[density > 0]
         inner = 10 ** torch.tensor(LOG10_EDGES[1:-1], dtype=torch.float64)
         bins = torch.bucketize(alive, inner, right=True)
-        silent = len(density) - len(alive)
+        never = len(density) - len(alive)
         return {
-            "never_fires": silent / len(density),
-            "density_zero": silent,
+            "never_fires": never / len(density),
+            "density_zero": never,
             "density_log10_edges": list(LOG10_EDGES),
             "density_histogram": torch.bincount(bins, minlength=len(LOG10_EDGES) - 1).tolist(),
             "density_gini": _gini(self._fired),
         }
+
+
+class Silence(Metric):
+    """``silent``: the share of features whose affinity is positive on no token.
+
+    They never fire under any rule, and no loss reaches them; others that never fire only lose to better ones.
+    """
+
+    def __init__(self, d_sae: int) -> None:
+        self._d_sae, self._tokens = d_sae, 0
+        self._silent = torch.arange(d_sae)
+
+    def update(self, batch: MetricBatch) -> None:
+        if batch.pre is None:
+            raise InvalidInput("the block has no affinities; pass those that its code was chosen from")
+        self._tokens += batch.pre.n
+        silent = self._silent.to(batch.x.device)
+        if len(silent) * _FEW > self._d_sae:
+            peaks = batch.pre.peaks()[silent]
+        else:  # soon there are next to none, and a look at all would cost a few hundredths of the evaluation
+            rows = torch.arange(batch.pre.n, device=silent.device)
+            peaks = batch.pre.narrow(rows, silent).peaks()[silent]
+        self._silent = silent[peaks <= 0]
+
+    def result(self) -> dict[str, Json]:
+        need_tokens(self._tokens)
+        return {"silent": len(self._silent) / self._d_sae}
 
 
 def _gini(amounts: Tensor) -> float | None:

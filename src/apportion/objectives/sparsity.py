@@ -95,8 +95,10 @@ class Sparsity(Objective):
     def observe(self, trace: Trace, world: World = SOLO) -> None:
         assert trace.penalty is not None
         k, code = trace.penalty.k, trace.code
-        spent = float(world.sum(torch.tensor(float(code.nnz), dtype=torch.float64)))
-        l0 = max(spent / max(code.n * world.size, 1), 1e-3)
+        # Where the tokens are: a collective of cards reduces nothing that lies on the CPU.
+        counts = torch.tensor([code.nnz, code.n], dtype=torch.float64, device=trace.x.device)
+        nnz, n = world.sum(counts).tolist()
+        l0 = max(nnz / max(n, 1), 1e-3)
         if not float(self.first):
             self.first.fill_(l0)
             self.l0.fill_(l0)

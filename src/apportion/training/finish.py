@@ -10,27 +10,27 @@ from torch import Tensor
 
 from ..activations.source import Source
 from ..calibrate import described
+from ..clock import Clock
 from ..metrics.base import Moments, unexplained
 from ..sae import SAE
+from .configs import TrainConfig
 from .step import Run
 
 GAP_TOKENS = 65_536
 """Calibration tokens on which silent features are counted and the rules of training and inference compared."""
 
 
-def finish(
-    run: Run, source: Source, scale: float, limit: int | None, history: dict[str, Any], batch_size: int
-) -> SAE:
+def finish(run: Run, source: Source, scale: float, settings: TrainConfig, history: dict[str, Any]) -> SAE:
     """The SAE to save.
 
     Args:
         run: after its last step.
         source: its ``calibrate`` part is used.
         scale: what training multiplied activations by.
-        limit: calibration tokens; None for all.
+        settings: how many tokens there are to calibrate on, and how many competed with one another in training.
         history: how it was trained, JSON, for the metadata.
-        batch_size: tokens that competed with one another.
     """
+    limit = settings.calibrate_tokens
 
     def blocks() -> Iterator[Tensor]:
         for batch in source.blocks("calibrate", limit):
@@ -39,9 +39,12 @@ def finish(
     reports = {one.name: dict(found) for one in run.losses if (found := one.report())}
     sae, calibration = run.sae.freeze().calibrate(blocks, run.sae.k)
     tokens = min(limit or GAP_TOKENS, GAP_TOKENS)
-    further: dict[str, Any] = {"silent": silent_share(run.sae, blocks, tokens)}
+    further: dict[str, Any] = {
+        "silent": silent_share(run.sae, blocks, tokens),
+        "silent_tokens": min(calibration.tokens, tokens),
+    }
     if run.sae.allocator.couples_rows:
-        further |= inference_gap(run.sae, sae, blocks, batch_size, tokens)
+        further |= inference_gap(run.sae, sae, blocks, settings, tokens)
     sae = sae.fold(scale).requires_grad_(False).eval()
     sae.metadata = {
         "source": source.describe(),
@@ -53,24 +56,31 @@ def finish(
 
 @torch.no_grad()
 def inference_gap(
-    trained: SAE, frozen: SAE, blocks: Callable[[], Iterator[Tensor]], batch_size: int, limit: int
-) -> dict[str, dict[str, float]]:
+    trained: SAE, frozen: SAE, blocks: Callable[[], Iterator[Tensor]], settings: TrainConfig, limit: int
+) -> dict[str, Any]:
     """L0 and FVU on the same rows under the rule of training (``in_batches``), and under the frozen one.
 
-    Only whole batches count, so that the rule meets what it met in training; nothing if there is none.
+    The rule meets what it met in training: whole batches of mixed documents, a step each. They are drawn from
+    the first ``limit`` rows, or a batch if that is more; where there are not so many, ``no_gap`` says so.
     """
-    rules, sums = (trained, frozen), torch.zeros(2, 2, dtype=torch.float64)
+    rows = first_rows(blocks(), max(limit, settings.batch_size))
+    mixed = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).to(rows.device)
+    sums = torch.zeros(2, 2, dtype=torch.float64)
     spread = Moments()
-    for x in batches_of(blocks(), batch_size):
-        if spread.n and spread.n + len(x) > limit:
-            break
+    for number in range(len(rows) // settings.batch_size):
+        x = rows[mixed[number * settings.batch_size :][: settings.batch_size]]
         spread.update(x)
-        for number, sae in enumerate(rules):
-            trace = sae.trace(x)
-            sums[number, 0] += trace.code.nnz
-            sums[number, 1] += (trace.x - trace.x_hat).double().square().sum().cpu()
+        step = settings.n_steps + number
+        clock = Clock(step, settings.n_steps, step * settings.batch_size)
+        for which, sae in enumerate((trained, frozen)):
+            trace = sae.trace(x, clock)
+            sums[which, 0] += trace.code.nnz
+            sums[which, 1] += (trace.x - trace.x_hat).double().square().sum().cpu()
     if spread.n == 0:
-        return {}
+        size = settings.batch_size
+        return {
+            "no_gap": f"{len(rows)} tokens to calibrate on fill no batch of {size}; calibrate on at least {size}"
+        }
     together, alone = (
         {"l0": float(spent) / spread.n, "fvu": unexplained(float(error), spread), "tokens": spread.n}
         for spent, error in sums
@@ -91,12 +101,10 @@ def silent_share(sae: SAE, blocks: Callable[[], Iterator[Tensor]], limit: int) -
     return float((largest <= 0).float().mean())
 
 
-def batches_of(blocks: Iterator[Tensor], size: int) -> Iterator[Tensor]:
-    """The rows of ``blocks`` in whole batches of ``size``; what is left over is left out."""
+def first_rows(blocks: Iterator[Tensor], n: int) -> Tensor:
+    """[n, d_in]: the first rows of ``blocks``, or all if they are fewer; [0] if there are none."""
     held: list[Tensor] = []
-    for block in blocks:
-        held.append(block)
-        while sum(len(part) for part in held) >= size:
-            rows = torch.cat(held)
-            yield rows[:size]
-            held = [rows[size:]]
+    while n > 0 and (block := next(blocks, None)) is not None:
+        held.append(block[:n])
+        n -= len(held[-1])
+    return torch.cat(held) if held else torch.empty(0)

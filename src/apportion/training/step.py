@@ -123,6 +123,9 @@ def train_step(
             losses = losses_of(run, trace)
         with span("backward"):
             sum(losses.values(), torch.zeros((), device=x.device)).backward()
+        if run.sae.allocator.revisits(clock):
+            with span("observe"):
+                trace.pre.hold()
         lr = run.config.lr(clock)
         grad_norm = _update(run, lr)
         with span("observe"):

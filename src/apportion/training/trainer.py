@@ -214,8 +214,7 @@ class _Session:
                 "fvu_train": self.tallies[name].fvu,
                 "tokens_per_s": self.tallies[name].tokens_per_s,
             }
-            settings = self.settings
-            sae = finish(run, self.source, self.scale, settings.calibrate_tokens, history, settings.batch_size)
+            sae = finish(run, self.source, self.scale, self.settings, history)
             save_sae(sae, self.out / name)
             saes[name] = sae
         return saes
