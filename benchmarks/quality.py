@@ -301,7 +301,11 @@ def rows_of(suite: Suite, rows: dict[str, dict[str, Any]]) -> Rows:
     """Those of ``rows`` that the suite would give today."""
     groups: Rows = defaultdict(list)
     for row in sorted(rows.values(), key=lambda row: int(row["seed"])):
-        if row["source"] not in suite.sources or row["seed"] not in suite.seeds:
+        if (
+            row["source"] not in suite.sources
+            or row["recipe"] not in suite.recipes
+            or row["seed"] not in suite.seeds
+        ):
             continue
         content = row["config"]["content"]
         key, _ = identify(suite, row["source"], row["recipe"], row["k"], row["seed"], content)
