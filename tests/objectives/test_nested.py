@@ -9,7 +9,16 @@ import torch
 from pydantic import ValidationError
 
 import apportion as ap
-from apportion.allocators import FeatureChoiceConfig, MutualChoiceConfig, SoftTopKConfig, TokenChoiceConfig
+from apportion.allocators import (
+    FeatureChoiceConfig,
+    GatedConfig,
+    JumpReLUConfig,
+    MutualChoiceConfig,
+    ReLUConfig,
+    SoftTopKConfig,
+    TokenChoiceConfig,
+)
+from apportion.code import MatrixCode
 from apportion.errors import InvalidConfig
 from apportion.firing import Firing
 from apportion.objectives import NestedConfig, ReconstructionConfig, Sampled
@@ -45,6 +54,30 @@ def test_it_is_its_definition_in_value_and_every_gradient(rule, objective):
     leaves = [x, sae.encoder.weight, sae.encoder.bias, sae.W_dec, sae.b_dec]
     for got, expected in zip(torch.autograd.grad(loss, leaves), torch.autograd.grad(want, leaves), strict=True):
         assert expected.any()
+        torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("crowded", [True, False], ids=["matrix", "listed"])
+@pytest.mark.parametrize("objective", [FIXED, DRAWN], ids=["fixed", "drawn"])
+@pytest.mark.parametrize("rule", [ReLUConfig(k=4), JumpReLUConfig(k=4, theta=0.02, width=0.02), GatedConfig(k=4)])
+def test_it_is_its_definition_over_rules_that_begin_with_a_matrix(rule, objective, crowded):
+    sae = make_sae(rule, dtype=torch.float64)
+    if not crowded:
+        with torch.no_grad():
+            sae.encoder.bias.sub_(3.5)
+    trace = sae.trace(inputs(30, dtype=torch.float64))
+    assert isinstance(trace.code, MatrixCode) is crowded and trace.code.nnz > 0
+    torch.manual_seed(7)
+    loss = objective.build()(trace, sae.dictionary(), Firing(96))
+    torch.manual_seed(7)
+    ends = objective.ends(96).tolist()
+    error = nested_error_reference(trace.x, trace.code.to_dense(), sae.W_dec, sae.b_dec, ends)
+    want = objective.weight * error / 30
+    torch.testing.assert_close(loss, want)
+    leaves = list(sae.parameters())
+    found = [torch.autograd.grad(one, leaves, retain_graph=True, materialize_grads=True) for one in (loss, want)]
+    assert sum(bool(gradient.any()) for gradient in found[1]) >= 4
+    for got, expected in zip(*found, strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-12)
 
 

@@ -29,6 +29,7 @@ class ReLUConfig(OneKnob):
         p: exponent of the penalty; 1 is L1. P-anneal (arXiv 2408.00113) lowers it to 0.2.
     """
 
+    penalised: ClassVar[bool] = True
     kind: Literal["relu"] = "relu"
     p: Open[Schedule] = Constant(value=1.0)
 

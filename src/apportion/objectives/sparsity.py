@@ -41,6 +41,7 @@ class SparsityConfig(ObjectiveConfig):
     """
 
     auxiliary: ClassVar[bool] = False
+    prices: ClassVar[bool] = True
     kind: Literal["sparsity"] = "sparsity"
     start: float = Field(default=1.0, gt=0)
     bounds: tuple[float, float] = (1e-6, 1e6)
