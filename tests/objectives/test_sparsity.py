@@ -78,6 +78,19 @@ def test_the_price_stays_in_bounds_and_does_not_wind_up():
     assert steps < 150, "a sum that had gone on growing beyond the bound would take as long to come back"
 
 
+@pytest.mark.parametrize(("l0", "price"), [(100.0, 20.0), (9.0, None), (0.1, 0.2)])
+def test_it_reports_the_price_that_is_paid_and_whether_that_is_at_a_bound(l0, price):
+    objective = SparsityConfig(start=2.0, bounds=(0.1, 10.0), reach=0.01).build()
+    assert objective.report() == {}
+    for _ in range(200):
+        objective.observe(trace_of(l0, 60))
+    report = objective.report()
+    assert report.keys() == {"price", "l0", "k", "at_bound"}
+    assert report["l0"] == pytest.approx(l0) and report["k"] == K and report["at_bound"] is (price is not None)
+    assert report["price"] == pytest.approx(price or objective.price(Clock(60, 100), K))
+    assert report["price"] != pytest.approx(2.0 * math.exp(float(objective.summed))) or price
+
+
 def test_it_depends_on_what_it_saw_and_the_clock_alone():
     one, other = SparsityConfig().build(), SparsityConfig().build()
     for step, l0 in enumerate((90, 60, 40, 20)):
@@ -203,7 +216,8 @@ def test_training_ends_at_k_and_stays_there(recipe):
     assert float(smooth.min()) > 0.9 and float(smooth.max()) < 1.1
     assert 0.98 < float(counts[-50:].mean()) / k < 1.05
     (report,) = [one.report() for one in run.losses if one.name == "sparsity"]
-    assert report["price"] > 0 and report["l0_over_k"] == pytest.approx(1, abs=0.1)
+    assert report["price"] > 0 and report["l0"] == pytest.approx(k, rel=0.1)
+    assert report["k"] == k and report["at_bound"] is False
 
 
 @pytest.mark.parametrize("rule", RULES)
