@@ -10,7 +10,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from ..errors import ApportionError, BudgetMissed, InvalidConfig, UnknownName
 
@@ -52,11 +52,18 @@ def warnings_said() -> Iterator[None]:
     with warnings.catch_warnings():
         others = warnings.showwarning
 
-        def show_one(message: Warning | str, category: type[Warning], *where: Any) -> None:
+        def show_one(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
             if issubclass(category, BudgetMissed):
                 say(str(message))
             else:
-                others(message, category, *where)
+                others(message, category, filename, lineno, file, line)
 
         warnings.showwarning = show_one
         warnings.simplefilter("always", BudgetMissed)
