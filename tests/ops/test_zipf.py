@@ -182,7 +182,7 @@ def test_a_least_quota_without_room_is_refused_with_what_would_do():
         project_quotas(torch.ones(12), 2, 8, least=1.0)
     project_quotas(torch.ones(12), 2 * 48 / 8, 48, least=1.0)
     project_quotas(torch.ones(12), 2, 8, least=2 / 12)
-    with pytest.raises(InvalidInput, match="; use a least quota of 0$"):
+    with pytest.raises(InvalidInput, match=r"; use a least quota of 0$"):
         project_quotas(torch.ones(12), 0, 8, least=1.0)
 
 
