@@ -175,6 +175,31 @@ def test_drawn_prefixes_follow_their_law():
             assert float((drawn <= share).double().mean()) == pytest.approx(share**power, abs=0.03)
 
 
+@pytest.mark.parametrize("power", [1e-12, 1e-3, 200.0, 1e5, 1e300])
+def test_no_power_is_too_steep_to_draw_from(power):
+    torch.manual_seed(0)
+    for sampled in (Sampled(n=6, power=power), Sampled(n=96, power=power), Sampled(n=3, power=power, least=90)):
+        ends = sampled.draw(96)
+        assert len(ends) == sampled.n and (ends.diff() > 0).all()
+        assert int(ends[0]) >= sampled.least and int(ends[-1]) == 96
+    inner = [int(Sampled(n=2, power=power).draw(16_384)[0]) for _ in range(50)]
+    if power >= 200:
+        assert min(inner) > 15_000
+    if power <= 1e-3:
+        assert sorted(inner)[25] == 1
+
+
+def test_draws_are_those_of_torch_from_the_same_law():
+    """As they were before they were drawn in logarithms: trainings repeat."""
+    for sampled in (Sampled(), Sampled(n=4, power=1.5, least=40)):
+        weights = (torch.arange(96 - sampled.least + 1, dtype=torch.float64) ** sampled.power).diff()
+        for seed in range(20):
+            torch.manual_seed(seed)
+            want = torch.multinomial(weights, sampled.n - 1).sort().values + sampled.least
+            torch.manual_seed(seed)
+            assert torch.equal(sampled.draw(96)[:-1], want)
+
+
 def test_draws_belong_to_the_run_and_are_resumed_to_the_bit(tmp_path: Path):
     runs = {seed: config("mutual_choice", objectives=(DRAWN,), seed=int(seed)) for seed in ("1", "2")}
     together = ap.train(runs, kit_source(), tmp_path / "both", settings(12))
