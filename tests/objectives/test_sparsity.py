@@ -208,16 +208,29 @@ def led(config, n_steps):
     return torch.tensor(counts), run
 
 
-@pytest.mark.parametrize("recipe", ["relu_l1", "p_anneal", "jump_relu", "gated"])
-def test_training_ends_at_k_and_stays_there(recipe):
-    k, n_steps = 6.0, 2000
+@pytest.mark.parametrize(
+    ("recipe", "k"), [("relu_l1", 6.0), ("p_anneal", 6.0), ("jump_relu", 6.0), ("gated", 6.0), ("gated", 12.0)]
+)
+def test_training_ends_at_k_and_stays_there(recipe, k):
+    n_steps = 2000
     counts, run = led(find_recipe(recipe).make(24, 96, k, 0), n_steps)
-    smooth = counts[-n_steps // 10 :].unfold(0, 20, 1).mean(1) / k  # less the noise of a batch of 128
-    assert float(smooth.min()) > 0.9 and float(smooth.max()) < 1.1
-    assert 0.98 < float(counts[-50:].mean()) / k < 1.05
+    last = counts[-n_steps // 10 :]
+    assert 0.99 < float(last.mean()) / k < 1.03
+    fresh = tokens(2048, torch.Generator().manual_seed(2))
+    noise = run.sae.trace(fresh, Clock(n_steps - 1, n_steps)).code.counts().double().std() / math.sqrt(128)
+    assert float(last.double().std()) < 1.25 * float(noise), "L0 moves by more than a batch of 128 explains"
     (report,) = [one.report() for one in run.losses if one.name == "sparsity"]
     assert report["price"] > 0 and report["l0"] == pytest.approx(k, rel=0.1)
     assert report["k"] == k and report["at_bound"] is False
+
+
+@pytest.mark.xfail(strict=True, reason="thresholds that start far above come down too late: L0 ends at 1.4 k")
+def test_thresholds_that_start_too_high_end_at_k():
+    config = find_recipe("jump_relu").make(24, 96, 12.0, 0)
+    config = adjusted(config, "jump_relu", ["jump_relu.allocator.theta=0.8"], ["jump_relu"])
+    counts, _ = led(config, 2000)
+    assert float(counts[0]) < 12.0
+    assert 0.99 < float(counts[-200:].mean()) / 12 < 1.03
 
 
 @pytest.mark.parametrize("rule", RULES)
