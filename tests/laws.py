@@ -18,7 +18,7 @@ from apportion.clock import END, Clock
 from apportion.code import Code
 from apportion.firing import Firing
 from apportion.io import load_sae, save_sae
-from apportion.objectives import ReconstructionConfig
+from apportion.objectives import ReconstructionConfig, SparsityConfig
 from apportion.sae import SAE
 from apportion.schedules import Constant
 from apportion.trace import Trace
@@ -67,7 +67,7 @@ def trained(config: AllocatorConfig, steps: int = 20) -> SAE:
 
 def fresh_run(config: AllocatorConfig, lr: float = 1e-3, encoder: EncoderConfig = WHOLE) -> Run:
     sae = make_sae(config).config
-    objectives = (ReconstructionConfig(),)
+    objectives = (ReconstructionConfig(), *([SparsityConfig()] if config.penalised else []))
     run_config = RunConfig(sae=sae, objectives=objectives, lr=Constant(value=lr), encoder=encoder)
     return Run(run_config, torch.zeros(sae.d_in))
 
@@ -126,6 +126,13 @@ def hard_budgets_are_kept(config: AllocatorConfig) -> None:
     for n in (1, 7, 64):
         for clock in CLOCKS:
             assert sae.trace(inputs(n, seed=n), clock).code.nnz <= K * n
+
+
+def penalties_are_declared(config: AllocatorConfig) -> None:
+    """A rule that pays for the features that fire says so in its config, or it would be trained unpriced."""
+    for clock in CLOCKS:
+        trace = make_sae(config).trace(inputs(33), clock)
+        assert (trace.penalty is not None) == config.penalised
 
 
 def calibration_meets_k(config: AllocatorConfig) -> None:
@@ -448,6 +455,7 @@ LAWS: list[Law] = [
     codes_are_well_formed,
     rows_permute,
     hard_budgets_are_kept,
+    penalties_are_declared,
     calibration_meets_k,
     gradients_reach_everything,
     chosen_affinities_carry_gradient,

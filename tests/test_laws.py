@@ -7,8 +7,15 @@ from __future__ import annotations
 
 import pytest
 
-from apportion.allocators import AllocatorConfig, FeatureChoiceConfig, SoftTopKConfig, TokenChoiceConfig
+from apportion.allocators import (
+    AllocatorConfig,
+    FeatureChoiceConfig,
+    ReLUConfig,
+    SoftTopKConfig,
+    TokenChoiceConfig,
+)
 from apportion.budgets import LearnedConfig
+from apportion.schedules import Linear
 
 from . import laws
 
@@ -21,6 +28,7 @@ SETTINGS = {
     "soft_top_k, linear": SoftTopKConfig(budget=LearnedConfig(k=laws.K, estimator="linear"), hard=0.5),
     "feature_choice, uniform": FeatureChoiceConfig(k=laws.K, quotas="uniform", warmup=0),
     "feature_choice, often": FeatureChoiceConfig(k=laws.K, warmup=0.2, refresh_every=2),
+    "relu, annealed": ReLUConfig(k=laws.K, p=Linear(start=1.0, end=0.2)),
 }
 """Other settings of rules that laws should see."""
 

@@ -1,4 +1,4 @@
-"""Every error that a user can meet. Each message gives the value, what was expected and what to do."""
+"""Every error and warning that a user can meet. A message gives the value, what was expected and what to do."""
 
 from __future__ import annotations
 
@@ -48,6 +48,10 @@ class TrainingDiverged(ApportionError, ArithmeticError):
 
 class EndpointFailure(ApportionError, OSError):
     """A server refuses the key, the model or the address, cannot be reached, or asks for too much patience."""
+
+
+class BudgetMissed(UserWarning):
+    """A training came to its end and the SAE does not spend the k features per token that it was to spend."""
 
 
 def nearest(name: str, known: Iterable[str], n: int = 3) -> str:

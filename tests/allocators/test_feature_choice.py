@@ -73,6 +73,14 @@ def test_quotas_follow_the_curve_of_what_mutual_choice_would_do():
     torch.testing.assert_close(sae.allocator.share, fit_zipf(density).at(ranks(density)))
 
 
+def test_quotas_that_no_curve_can_be_fitted_to_stay_and_say_so():
+    rule = FeatureChoiceConfig(k=2, refresh_every=5).build(d_in=24, d_sae=96)
+    rule.mutual.density[:7] = 0.1
+    with pytest.warns(UserWarning, match=r"^7 features have fired .* takes 8; quotas stay .* 5 steps"):
+        rule._refit()
+    assert (rule.share == 1).all()
+
+
 def test_the_quotas_do_not_confirm_themselves():
     """What is learned depends on the affinities alone, not on what the quotas chose."""
     sae = warmed_up()

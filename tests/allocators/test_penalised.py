@@ -58,6 +58,32 @@ def test_an_annealed_exponent_is_the_power_above_its_floor():
     agree(gradients(cost, sae), gradients((slope * fired).sum() / 40, sae))
 
 
+@pytest.mark.parametrize(
+    ("p", "words"),
+    [
+        (0.0, r"p = 0 at the start"),
+        (-1.0, r"p = -1 at the start"),
+        (Linear(start=1.0, end=0.0), r"p = 0 at the end"),
+    ],
+)
+def test_an_exponent_that_is_not_positive_is_refused(p, words):
+    with pytest.raises(
+        InvalidConfig, match=rf"{words} of a run, expected above 0; give 0\.2 or more, say"
+    ) as refusal:
+        ReLUConfig.parse({"k": K, "p": p}, "relu")
+    assert "\n" not in str(refusal.value)
+    assert ReLUConfig.parse({"k": K, "p": 1e-3}, "relu").p(END) == 1e-3
+
+
+def test_an_exponent_that_is_not_positive_in_between_is_refused_there():
+    """A schedule from outside may dip."""
+    config = ReLUConfig(k=K).model_copy(update={"p": lambda clock: 1 - 2 * clock.progress})
+    sae, x = make_sae(config), inputs(8)
+    sae.trace(x, Clock(4, 10))
+    with pytest.raises(InvalidConfig, match=r"p = 0 at step 5, expected above 0"):
+        sae.trace(x, Clock(5, 10))
+
+
 def test_the_penalty_holds_steady_while_p_falls():
     config = ReLUConfig(k=K, p=Linear(start=1.0, end=0.2))
     sae, x, n = make_sae(config), inputs(256), 100

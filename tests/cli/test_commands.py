@@ -93,7 +93,7 @@ def test_a_price_that_had_too_few_steps_says_how_far_it_came(command: Command, t
         assert said in done.err
         assert row["l0_train"] > 8 and row["l0_calibrated"] == pytest.approx(4, rel=1e-3)
         report = ap.load(row["path"]).metadata["training"]["sparsity"]
-        assert report["l0_over_k"] > 2 and report["price"] > 0
+        assert report["l0"] > 8 and report["k"] == 4 and report["price"] > 0 and not report["at_bound"]
     assert len(done.err.splitlines()) == 4
 
 

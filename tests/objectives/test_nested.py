@@ -9,7 +9,16 @@ import torch
 from pydantic import ValidationError
 
 import apportion as ap
-from apportion.allocators import FeatureChoiceConfig, MutualChoiceConfig, SoftTopKConfig, TokenChoiceConfig
+from apportion.allocators import (
+    FeatureChoiceConfig,
+    GatedConfig,
+    JumpReLUConfig,
+    MutualChoiceConfig,
+    ReLUConfig,
+    SoftTopKConfig,
+    TokenChoiceConfig,
+)
+from apportion.code import MatrixCode
 from apportion.errors import InvalidConfig
 from apportion.firing import Firing
 from apportion.objectives import NestedConfig, ReconstructionConfig, Sampled
@@ -45,6 +54,30 @@ def test_it_is_its_definition_in_value_and_every_gradient(rule, objective):
     leaves = [x, sae.encoder.weight, sae.encoder.bias, sae.W_dec, sae.b_dec]
     for got, expected in zip(torch.autograd.grad(loss, leaves), torch.autograd.grad(want, leaves), strict=True):
         assert expected.any()
+        torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("crowded", [True, False], ids=["matrix", "listed"])
+@pytest.mark.parametrize("objective", [FIXED, DRAWN], ids=["fixed", "drawn"])
+@pytest.mark.parametrize("rule", [ReLUConfig(k=4), JumpReLUConfig(k=4, theta=0.02, width=0.02), GatedConfig(k=4)])
+def test_it_is_its_definition_over_rules_that_begin_with_a_matrix(rule, objective, crowded):
+    sae = make_sae(rule, dtype=torch.float64)
+    if not crowded:
+        with torch.no_grad():
+            sae.encoder.bias.sub_(3.5)
+    trace = sae.trace(inputs(30, dtype=torch.float64))
+    assert isinstance(trace.code, MatrixCode) is crowded and trace.code.nnz > 0
+    torch.manual_seed(7)
+    loss = objective.build()(trace, sae.dictionary(), Firing(96))
+    torch.manual_seed(7)
+    ends = objective.ends(96).tolist()
+    error = nested_error_reference(trace.x, trace.code.to_dense(), sae.W_dec, sae.b_dec, ends)
+    want = objective.weight * error / 30
+    torch.testing.assert_close(loss, want)
+    leaves = list(sae.parameters())
+    found = [torch.autograd.grad(one, leaves, retain_graph=True, materialize_grads=True) for one in (loss, want)]
+    assert sum(bool(gradient.any()) for gradient in found[1]) >= 4
+    for got, expected in zip(*found, strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-12)
 
 
@@ -140,6 +173,31 @@ def test_drawn_prefixes_follow_their_law():
         drawn = torch.stack([sampled.draw(1000)[0] for _ in range(4000)]).double() / 1000
         for share in (0.04, 0.25, 0.7):
             assert float((drawn <= share).double().mean()) == pytest.approx(share**power, abs=0.03)
+
+
+@pytest.mark.parametrize("power", [1e-12, 1e-3, 200.0, 1e5, 1e300])
+def test_no_power_is_too_steep_to_draw_from(power):
+    torch.manual_seed(0)
+    for sampled in (Sampled(n=6, power=power), Sampled(n=96, power=power), Sampled(n=3, power=power, least=90)):
+        ends = sampled.draw(96)
+        assert len(ends) == sampled.n and (ends.diff() > 0).all()
+        assert int(ends[0]) >= sampled.least and int(ends[-1]) == 96
+    inner = [int(Sampled(n=2, power=power).draw(16_384)[0]) for _ in range(50)]
+    if power >= 200:
+        assert min(inner) > 15_000
+    if power <= 1e-3:
+        assert sorted(inner)[25] == 1
+
+
+def test_draws_are_those_of_torch_from_the_same_law():
+    """As they were before they were drawn in logarithms: trainings repeat."""
+    for sampled in (Sampled(), Sampled(n=4, power=1.5, least=40)):
+        weights = (torch.arange(96 - sampled.least + 1, dtype=torch.float64) ** sampled.power).diff()
+        for seed in range(20):
+            torch.manual_seed(seed)
+            want = torch.multinomial(weights, sampled.n - 1).sort().values + sampled.least
+            torch.manual_seed(seed)
+            assert torch.equal(sampled.draw(96)[:-1], want)
 
 
 def test_draws_belong_to_the_run_and_are_resumed_to_the_bit(tmp_path: Path):

@@ -5,18 +5,21 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+from pathlib import Path
+from typing import ClassVar, Literal
 
 import pytest
 import torch
 
-from apportion.allocators import TokenChoiceConfig
+import apportion as ap
+from apportion.allocators import AllocatorConfig, ReLUConfig, TokenChoiceConfig
 from apportion.clock import Clock
 from apportion.code import Code
 from apportion.errors import InvalidConfig
 from apportion.firing import Firing
-from apportion.objectives import SparsityConfig
+from apportion.objectives import NestedConfig, ReconstructionConfig, SparsityConfig
 from apportion.objectives.sparsity import AIM
-from apportion.recipes import find_recipe
+from apportion.recipes import adjusted, find_recipe
 from apportion.trace import Penalty, Trace
 from apportion.training import Run, train_step
 from apportion.training.checkpoint import restore_run, run_tensors
@@ -90,6 +93,19 @@ def test_processes_with_unequal_shares_see_the_l0_of_all_tokens_where_these_are(
     assert float(objective.first) == pytest.approx(11.5)
 
 
+@pytest.mark.parametrize(("l0", "price"), [(100.0, 20.0), (9.0, None), (0.1, 0.2)])
+def test_it_reports_the_price_that_is_paid_and_whether_that_is_at_a_bound(l0, price):
+    objective = SparsityConfig(start=2.0, bounds=(0.1, 10.0), reach=0.01).build()
+    assert objective.report() == {}
+    for _ in range(200):
+        objective.observe(trace_of(l0, 60))
+    report = objective.report()
+    assert report.keys() == {"price", "l0", "k", "at_bound"}
+    assert report["l0"] == pytest.approx(l0) and report["k"] == K and report["at_bound"] is (price is not None)
+    assert report["price"] == pytest.approx(price or objective.price(Clock(60, 100), K))
+    assert report["price"] != pytest.approx(2.0 * math.exp(float(objective.summed))) or price
+
+
 def test_it_depends_on_what_it_saw_and_the_clock_alone():
     one, other = SparsityConfig().build(), SparsityConfig().build()
     for step, l0 in enumerate((90, 60, 40, 20)):
@@ -121,9 +137,84 @@ def tokens(n, generator):
     return fires * (0.5 + torch.rand(n, TRUE, generator=generator)) @ directions
 
 
-def led(recipe, n_steps, k=6.0):
+RULES = {
+    "relu": '{"kind": "relu", "k": 6}',
+    "jump_relu": '{"kind": "jump_relu", "k": 6, "theta": 0.02, "width": 0.02, "pace": 10}',
+    "gated": '{"kind": "gated", "k": 6}',
+}
+
+
+def over(rule):
+    """The recipe of nested prefixes over a rule that is held to its k by a price."""
+    made = find_recipe("matryoshka").make(24, 96, 6.0, 0)
+    return adjusted(made, "matryoshka", [f"matryoshka.allocator={RULES[rule]}"], ["matryoshka"])
+
+
+def kinds(config):
+    return [objective.kind for objective in config.objectives]
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_price_comes_with_a_rule_that_pays_one(rule):
+    assert kinds(over(rule)) == ["nested", "aux_k", "sparsity"]
+    assert "sparsity" in kinds(find_recipe(rule).make(24, 96, 6.0, 0))
+    assert kinds(find_recipe("relu").make(24, 96, 6.0, 0)) == ["reconstruction", "aux_k", "sparsity"]
+    assert "sparsity" not in kinds(find_recipe("mutual_choice").make(24, 96, 6.0, 0))
+
+
+def test_objectives_that_were_chosen_stay_what_they_are():
+    recipe, settings = "relu_l1", ['relu_l1.objectives=[{"kind": "reconstruction"}]']
+    chosen = adjusted(find_recipe(recipe).make(24, 96, 6.0, 0), recipe, settings, [recipe])
+    assert kinds(chosen) == ["reconstruction"]
+    recipe, settings = (
+        "matryoshka",
+        [
+            'matryoshka.objectives=[{"kind": "nested"}]',
+            f"matryoshka.allocator={RULES['relu']}",
+        ],
+    )
+    assert kinds(adjusted(find_recipe(recipe).make(24, 96, 6.0, 0), recipe, settings, [recipe])) == ["nested"]
+
+
+@pytest.mark.parametrize(
+    ("rule", "objectives", "words"),
+    [
+        (ReLUConfig(k=4), (ReconstructionConfig(),), r"^run 'r' .* add 'sparsity' \(SparsityConfig\(\)\)"),
+        (ReLUConfig(k=4), (NestedConfig(),), "add 'sparsity'"),
+        (TokenChoiceConfig.for_k(4), (ReconstructionConfig(), SparsityConfig()), "leave that objective out"),
+    ],
+)
+def test_a_price_and_a_rule_that_pays_it_go_together_or_nothing_begins(tmp_path: Path, rule, objectives, words):
+    run = ap.RunConfig(sae=ap.SAEConfig(d_in=24, d_sae=96, allocator=rule), objectives=objectives)
+    with pytest.raises(InvalidConfig, match=words) as refusal:
+        ap.train({"r": run}, ap.TensorSource(inputs(4000)), tmp_path / "out")
+    assert "\n" not in str(refusal.value)
+    assert not (tmp_path / "out" / "train.json").exists()
+
+
+@pytest.fixture
+def undeclared():
+    """A rule from outside that pays, and a config that does not say so."""
+
+    class OutsideConfig(ReLUConfig):
+        penalised: ClassVar[bool] = False
+        kind: Literal["outside"] = "outside"
+
+    yield OutsideConfig(k=4)
+    AllocatorConfig.members.pop("outside")
+
+
+def test_a_rule_that_does_not_say_that_it_pays_is_not_trained_unpriced(tmp_path: Path, undeclared):
+    sae, source = ap.SAEConfig(d_in=24, d_sae=96, allocator=undeclared), ap.TensorSource(inputs(4000))
+    with pytest.raises(InvalidConfig, match=r"add 'sparsity' .* `penalised: ClassVar\[bool\] = True`"):
+        ap.train({"r": ap.RunConfig(sae=sae)}, source, tmp_path / "a")
+    priced = ap.RunConfig(sae=sae, objectives=(ReconstructionConfig(), SparsityConfig()))
+    with pytest.raises(InvalidConfig, match=r"leave that .* `penalised: ClassVar\[bool\] = True`"):
+        ap.train({"r": priced}, source, tmp_path / "b")
+
+
+def led(config, n_steps):
     """L0 at every step of a training, and the run."""
-    config = find_recipe(recipe).make(24, 96, k, 0)
     run, generator = Run(config, torch.zeros(24)), torch.Generator().manual_seed(1)
     counts = []
     for step in range(n_steps):
@@ -132,15 +223,35 @@ def led(recipe, n_steps, k=6.0):
     return torch.tensor(counts), run
 
 
-@pytest.mark.parametrize("recipe", ["relu_l1", "p_anneal", "jump_relu", "gated"])
-def test_training_ends_at_k_and_stays_there(recipe):
-    k, n_steps = 6.0, 2000
-    counts, run = led(recipe, n_steps, k)
-    smooth = counts[-n_steps // 10 :].unfold(0, 20, 1).mean(1) / k  # less the noise of a batch of 128
-    assert float(smooth.min()) > 0.9 and float(smooth.max()) < 1.1
-    assert 0.98 < float(counts[-50:].mean()) / k < 1.05
+@pytest.mark.parametrize(
+    ("recipe", "k"), [("relu_l1", 6.0), ("p_anneal", 6.0), ("jump_relu", 6.0), ("gated", 6.0), ("gated", 12.0)]
+)
+def test_training_ends_at_k_and_stays_there(recipe, k):
+    n_steps = 2000
+    counts, run = led(find_recipe(recipe).make(24, 96, k, 0), n_steps)
+    last = counts[-n_steps // 10 :]
+    assert 0.99 < float(last.mean()) / k < 1.03
+    fresh = tokens(2048, torch.Generator().manual_seed(2))
+    noise = run.sae.trace(fresh, Clock(n_steps - 1, n_steps)).code.counts().double().std() / math.sqrt(128)
+    assert float(last.double().std()) < 1.25 * float(noise), "L0 moves by more than a batch of 128 explains"
     (report,) = [one.report() for one in run.losses if one.name == "sparsity"]
-    assert report["price"] > 0 and report["l0_over_k"] == pytest.approx(1, abs=0.1)
+    assert report["price"] > 0 and report["l0"] == pytest.approx(k, rel=0.1)
+    assert report["k"] == k and report["at_bound"] is False
+
+
+@pytest.mark.xfail(strict=True, reason="thresholds that start far above come down too late: L0 ends at 1.4 k")
+def test_thresholds_that_start_too_high_end_at_k():
+    config = find_recipe("jump_relu").make(24, 96, 12.0, 0)
+    config = adjusted(config, "jump_relu", ["jump_relu.allocator.theta=0.8"], ["jump_relu"])
+    counts, _ = led(config, 2000)
+    assert float(counts[0]) < 12.0
+    assert 0.99 < float(counts[-200:].mean()) / 12 < 1.03
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_nested_prefixes_over_a_priced_rule_end_at_k(rule):
+    counts, _ = led(over(rule), 1000)
+    assert float(counts[-100:].mean()) / 6 == pytest.approx(1, abs=0.05)
 
 
 def test_a_price_survives_a_checkpoint_to_the_bit():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from apportion.code import Code
+from apportion.code import Code, MatrixCode
 from apportion.ops.nested_error import nested_error, nested_error_reference
 
 D_IN, D_SAE = 5, 12
@@ -36,10 +36,16 @@ def gradients(loss, leaves):
     return [torch.zeros_like(leaf) if g is None else g for g, leaf in zip(found, leaves, strict=True)]
 
 
+def as_matrix(code: Code) -> MatrixCode:
+    return MatrixCode(code.detach().to_dense().requires_grad_())
+
+
+@pytest.mark.parametrize("held", [lambda code: code, as_matrix], ids=["listed", "matrix"])
 @pytest.mark.parametrize("density", DENSITIES)
 @pytest.mark.parametrize("ends", ENDS)
-def test_it_equals_dense(ends, density):
+def test_it_equals_dense(ends, density, held):
     x, code, W_dec, b_dec = case(DENSITIES[density])
+    code = held(code)
     got = nested_error(x, code, W_dec, b_dec, torch.tensor(ENDS[ends]))
     want = nested_error_reference(x, code.to_dense(), W_dec, b_dec, ENDS[ends])
     torch.testing.assert_close(got, want)
@@ -71,8 +77,17 @@ def test_the_caller_keeps_what_it_handed_in():
     assert all(torch.equal(b, t) for b, t in zip(before, (x, code.values, W_dec, b_dec), strict=True))
 
 
-def test_gradients_can_be_added_into_a_buffer():
+def test_a_matrix_is_never_listed(monkeypatch):
     x, code, W_dec, b_dec = case(0.5)
+    code = as_matrix(code)
+    monkeypatch.setattr(MatrixCode, "in_bands", None)
+    nested_error(x, code, W_dec, b_dec, torch.tensor([2, 5, 12])).backward()
+
+
+@pytest.mark.parametrize("held", [lambda code: code, as_matrix], ids=["listed", "matrix"])
+def test_gradients_can_be_added_into_a_buffer(held):
+    x, code, W_dec, b_dec = case(0.5)
+    code = held(code)
     ends = torch.tensor([2, 5, 12])
     (want,) = gradients(nested_error(x, code, W_dec, b_dec, ends), [W_dec])
     buffer = torch.ones_like(want)

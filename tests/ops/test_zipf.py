@@ -102,7 +102,7 @@ def test_degenerate_densities_give_a_finite_falling_curve(density):
 def test_too_few_densities_are_refused_with_the_number_that_would_do():
     density = torch.zeros(100)
     density[: FEWEST - 1] = 0.5
-    with pytest.raises(InvalidInput, match=rf"^{FEWEST - 1} features .* at least {FEWEST};"):
+    with pytest.raises(InvalidInput, match=rf"^{FEWEST - 1} features .* {FEWEST}; .* until 1 more fire$"):
         fit_zipf(density)
     density[FEWEST] = 0.5
     fit_zipf(density)
@@ -151,6 +151,39 @@ def test_projected_quotas_keep_bounds_order_and_sum(seed, n, steepness, share, m
         clamped = (factor * wanted).clamp(least, most)
         assert torch.allclose(quota[wanted > 0], clamped[wanted > 0], rtol=1e-9, atol=1e-12)
     assert torch.allclose(project_quotas(wanted * 7e-5, total, most), quota, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("curve", "words"),
+    [
+        ((0.0, 1.0, 1.0), "C = 0,"),
+        ((-0.3, 1.0, 1.0), "C = -0.3,"),
+        ((math.inf, 1.0, 1.0), "C = inf,"),
+        ((0.3, -1.0, 1.0), "beta = -1,"),
+        ((0.3, math.nan, 1.0), "beta = nan,"),
+        ((0.3, 1.0, 0.0), "s = 0,"),
+        ((0.3, 1.0, -1.0), "s = -1,"),
+        ((0.3, 1.0, 30.5), "s = 30.5,"),
+        ((0.3, 1.0, math.nan), "s = nan,"),
+    ],
+)
+def test_a_curve_that_does_not_fall_is_refused(curve, words):
+    with pytest.raises(InvalidInput, match=rf"^{words} expected .*; (give|fit)"):
+        ZipfMandelbrot(*curve).at(torch.arange(1, 5))
+
+
+def test_the_ends_of_the_range_are_curves():
+    for curve in (ZipfMandelbrot(0.3, -0.99, 30.0), ZipfMandelbrot(1e-9, 0.0, 1e-6)):
+        assert (densities(curve, 9).diff() < 0).all()
+
+
+def test_a_least_quota_without_room_is_refused_with_what_would_do():
+    with pytest.raises(InvalidInput, match=r"at least 48 tokens or a least quota of at most 0\.166667$"):
+        project_quotas(torch.ones(12), 2, 8, least=1.0)
+    project_quotas(torch.ones(12), 2 * 48 / 8, 48, least=1.0)
+    project_quotas(torch.ones(12), 2, 8, least=2 / 12)
+    with pytest.raises(InvalidInput, match=r"; use a least quota of 0$"):
+        project_quotas(torch.ones(12), 0, 8, least=1.0)
 
 
 def test_wanting_ones_gives_uniform_quotas():

@@ -29,9 +29,11 @@ class AllocatorConfig(Kind, abc.ABC):
 
     Class attributes:
         inference_only: what other rules freeze into; not offered for training by name.
+        penalised: held to k by a price, so that an ``Allocation`` has a penalty and an objective must price it.
     """
 
     inference_only: ClassVar[bool] = False
+    penalised: ClassVar[bool] = False
 
     @property
     @abc.abstractmethod

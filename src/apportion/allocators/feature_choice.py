@@ -195,8 +195,15 @@ class FeatureChoice(Allocator):
 
     def _refit(self) -> None:
         """Quotas along the curve through the densities, a feature's place being its rank."""
-        if int((self.mutual.density > 0).sum()) >= FEWEST:
+        firing = int((self.mutual.density > 0).sum())
+        if firing >= FEWEST:
             self.share.copy_(fit_zipf(self.mutual.density).at(ranks(self.mutual.density)))
+        else:
+            warnings.warn(
+                f"{firing} features have fired and a curve of quotas takes {FEWEST}; quotas stay what they are "
+                f"until {FEWEST - firing} more do, which is looked for every {self.config.refresh_every} steps",
+                stacklevel=2,
+            )
 
     def _mutual_choice(self, pre: Affinities) -> Code:
         pairs = pre.top_batch(self._budget(self._tokens(pre)), self.config.scope)

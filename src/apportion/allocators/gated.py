@@ -26,6 +26,7 @@ class GatedConfig(OneKnob):
             fire that the code is held as a matrix; 1 is exact. Later it is computed on all of them.
     """
 
+    penalised: ClassVar[bool] = True
     kind: Literal["gated"] = "gated"
     rows: float = Field(default=0.25, gt=0, le=1)
 

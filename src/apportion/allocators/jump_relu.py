@@ -28,6 +28,7 @@ class JumpReLUConfig(OneKnob):
             with runs of 100,000 steps and more.
     """
 
+    penalised: ClassVar[bool] = True
     kind: Literal["jump_relu"] = "jump_relu"
     theta: float = Field(default=1e-3, gt=0)
     width: float = Field(default=1e-3, gt=0)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 import torch
+from pydantic import model_validator
 from torch import Tensor
 
 from ..affinities import Affinities
 from ..clock import END, Clock
 from ..config import Open
+from ..errors import InvalidConfig
 from ..firing import Firing
 from ..schedules import Constant, Schedule
 from ..trace import Dictionary, Penalty, Trace
@@ -26,11 +28,21 @@ class ReLUConfig(OneKnob):
 
     Attributes:
         k: mean features per token that the price is to bring about.
-        p: exponent of the penalty; 1 is L1. P-anneal (arXiv 2408.00113) lowers it to 0.2.
+        p: exponent of the penalty, above 0; 1 is L1. P-anneal (arXiv 2408.00113) lowers it to 0.2.
     """
 
+    penalised: ClassVar[bool] = True
     kind: Literal["relu"] = "relu"
     p: Open[Schedule] = Constant(value=1.0)
+
+    @model_validator(mode="after")
+    def _above_zero(self) -> ReLUConfig:
+        for when, clock in (("start", Clock(0, 1)), ("end", END)):
+            if not self.p(clock) > 0:
+                raise ValueError(
+                    f"p = {self.p(clock):g} at the {when} of a run, expected above 0; give 0.2 or more, say"
+                )
+        return self
 
     def build(self, *, d_in: int, d_sae: int) -> ReLU:
         return ReLU(self)
@@ -54,9 +66,12 @@ class ReLU(Allocator):
         self.register_buffer("steady", torch.ones((), dtype=torch.float32))
 
     def forward(self, pre: Affinities, x: Tensor, clock: Clock = END) -> Allocation:
+        p = self.config.p(clock)
+        if not p > 0:
+            raise InvalidConfig(f"p = {p:g} at step {clock.step}, expected above 0; change its schedule")
         pairs = pre.fired(0.0)
         values = pre.at(pairs).relu()
-        cost = self.steady * powers(values, self.config.p(clock)) / max(pre.n, 1)
+        cost = self.steady * powers(values, p) / max(pre.n, 1)
         return Allocation(code_of(pre, pairs, values), penalty=Penalty(cost, self.config.k))
 
     @torch.no_grad()

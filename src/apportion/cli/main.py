@@ -15,6 +15,7 @@ from .capture import Capture
 from .compare import Compare
 from .demo import Demo
 from .evaluate import Evaluate
+from .output import warnings_said
 from .report import Report
 from .score import Score
 from .train import Train
@@ -42,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         config=(tyro.conf.FlagCreatePairsOff,),
     )
     try:
-        return int(command.run())
+        with warnings_said():
+            return int(command.run())
     except ApportionError as error:
         sentence = " ".join(line.strip() for line in str(error).splitlines())
         sys.stderr.write(f"apportion: {sentence}\n")

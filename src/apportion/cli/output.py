@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import json
 import sys
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-from ..errors import ApportionError, InvalidConfig, UnknownName
+from ..errors import ApportionError, BudgetMissed, InvalidConfig, UnknownName
 
 
 def show(rows: Sequence[Mapping[str, Any]], as_json: bool, columns: Sequence[str] | None = None) -> None:
@@ -42,6 +44,30 @@ def _cell(value: object) -> str:
 def say(message: str) -> None:
     """A line for the person at the terminal, on standard error."""
     sys.stderr.write(message + "\n")
+
+
+@contextlib.contextmanager
+def warnings_said() -> Iterator[None]:
+    """The package's warnings are lines for the person at the terminal, without a place in the code."""
+    with warnings.catch_warnings():
+        others = warnings.showwarning
+
+        def show_one(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
+            if issubclass(category, BudgetMissed):
+                say(str(message))
+            else:
+                others(message, category, filename, lineno, file, line)
+
+        warnings.showwarning = show_one
+        warnings.simplefilter("always", BudgetMissed)
+        yield
 
 
 def on_terminal() -> bool:

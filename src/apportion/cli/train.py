@@ -16,9 +16,6 @@ from ..recipes import Published, adjusted, find_recipe
 from ..training import RunConfig, TrainConfig, train, with_scores
 from .output import import_plugins, integers_in, names_in, numbers_in, on_terminal, say, show
 
-FAR = 0.05
-"""Of k: what L0 in training may miss it by without a word."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
@@ -96,12 +93,6 @@ class Train:
         for name, its in self._published().items():
             say(f"{name} as published, except: {its.notes or 'nothing'}")
         rows = [summary(name, sae.k, self.out, sae.metadata) for name, sae in saes.items()]
-        for row in rows:
-            if abs(row["l0_train"] - row["k"]) > FAR * row["k"]:
-                say(
-                    f"run '{row['run']}' ended its training at L0 = {row['l0_train']:.1f} and not at k = "
-                    f"{row['k']:g}; frozen it spends {row['l0_calibrated']:.1f}: train for more steps"
-                )
         show(rows, self.json)
         return 0
 

@@ -19,9 +19,11 @@ class ObjectiveConfig(Kind, abc.ABC):
 
     Class attributes:
         auxiliary: comes on top of a loss that reconstructs; the benchmark's plain rows leave it out.
+        prices: sets the price of what a penalised rule pays.
     """
 
     auxiliary: ClassVar[bool] = True
+    prices: ClassVar[bool] = False
 
     def check(self, d_sae: int) -> None:
         """Raise ``InvalidConfig`` if it cannot be had with so many features; asked before a training begins."""

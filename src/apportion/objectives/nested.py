@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar, Literal
 
 import torch
@@ -41,9 +42,13 @@ class Sampled(Config):
     def draw(self, d_sae: int) -> Tensor:
         """[n] int64, ascending, the last ``d_sae``; from torch's generator on the CPU."""
         self.check(d_sae)
-        steps = torch.arange(d_sae - self.least + 1, dtype=torch.float64)
-        weights = (steps**self.power).diff()
-        inner = torch.multinomial(weights, self.n - 1).sort().values + self.least
+        share = torch.arange(d_sae - self.least + 1, dtype=torch.float64).log() - math.log(d_sae - self.least)
+        # Of share^power, its differences; in logarithms, for steep ones leave the range of float64.
+        log_weights = self.power * share[1:] + (-torch.expm1(self.power * -share.diff())).log()
+        arrival = (
+            torch.empty_like(log_weights).exponential_().log() - log_weights
+        )  # the race of torch.multinomial
+        inner = arrival.topk(self.n - 1, largest=False).indices.sort().values + self.least
         return torch.cat([inner, torch.tensor([d_sae])])
 
 

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from ..clock import Clock
+from ..clock import END, Clock
 from ..errors import InvalidConfig
 from ..firing import Firing
 from ..trace import Dictionary, Trace
@@ -41,6 +41,7 @@ class SparsityConfig(ObjectiveConfig):
     """
 
     auxiliary: ClassVar[bool] = False
+    prices: ClassVar[bool] = True
     kind: Literal["sparsity"] = "sparsity"
     start: float = Field(default=1.0, gt=0)
     bounds: tuple[float, float] = (1e-6, 1e6)
@@ -88,8 +89,7 @@ class Sparsity(Objective):
     def price(self, clock: Clock, k: float) -> float:
         """What a unit of the rule's cost costs at this step."""
         low, high = (math.log(bound) for bound in self.config.bounds)
-        now = float(self.summed) + self.config.proportional * self._excess(clock, k)
-        return self.config.start * math.exp(min(max(now, low), high))
+        return self.config.start * math.exp(min(max(self._asked(clock, k), low), high))
 
     @torch.no_grad()
     def observe(self, trace: Trace, world: World = SOLO) -> None:
@@ -108,12 +108,21 @@ class Sparsity(Objective):
         self._add(self.config.integral / (trace.clock.step + _EARLY) * self._excess(trace.clock, k))
 
     def report(self) -> Mapping[str, Any]:
-        return {"price": self.config.start * math.exp(float(self.summed)), "l0_over_k": float(self.over)}
+        if not float(self.l0):
+            return {}
+        k = round(float(self.l0 / self.over), 9)
+        low, high = (math.log(bound) for bound in self.config.bounds)
+        at_bound = not low < self._asked(END, k) < high
+        return {"price": self.price(END, k), "l0": float(self.l0), "k": k, "at_bound": at_bound}
 
     def target(self, clock: Clock, k: float) -> float:
         """Where L0 should be at this step."""
         led = min(clock.progress / self.config.reach, 1.0)
         return math.exp((1 - led) * math.log(max(float(self.first), AIM * k)) + led * math.log(AIM * k))
+
+    def _asked(self, clock: Clock, k: float) -> float:
+        """The logarithm of the price over its start, bounds apart."""
+        return float(self.summed) + self.config.proportional * self._excess(clock, k)
 
     def _excess(self, clock: Clock, k: float) -> float:
         return math.log(float(self.l0) / self.target(clock, k)) if float(self.l0) else 0.0

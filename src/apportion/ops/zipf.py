@@ -38,7 +38,20 @@ class ZipfMandelbrot(NamedTuple):
     s: float
 
     def at(self, ranks: Tensor) -> Tensor:
-        """Densities, float64, at ``ranks`` of any shape; the densest feature has rank 1."""
+        """Densities, float64, at ``ranks`` of any shape; the densest feature has rank 1.
+
+        Raises:
+            InvalidInput: C, beta or s is outside its range, 30 being the largest s.
+        """
+        for name, value, fits, expected in (
+            ("C", self.C, 0 < self.C < math.inf, "a positive number"),
+            ("beta", self.beta, -1 < self.beta < math.inf, "a number above -1"),
+            ("s", self.s, 0 < self.s <= _S_MAX, f"an exponent above 0 and at most {_S_MAX:g}"),
+        ):
+            if not fits:
+                raise InvalidInput(
+                    f"{name} = {value:g}, expected {expected}; give one, or fit the curve to densities"
+                )
         return torch.exp(math.log(self.C) - self.s * torch.log(ranks.double() + self.beta))
 
 
@@ -67,7 +80,8 @@ def fit_zipf(density: Tensor) -> ZipfMandelbrot:
     n = len(falling)
     if n < FEWEST:
         raise InvalidInput(
-            f"{n} features have a positive density, a curve needs at least {FEWEST}; fit it after more tokens"
+            f"{n} features have a positive density and a curve takes {FEWEST}; count firings until "
+            f"{FEWEST - n} more fire"
         )
     rank = torch.logspace(0, math.log10(n), _POINTS, dtype=torch.float64).round().unique_consecutive()
     height = falling[rank.long().to(falling.device) - 1].double().log().cpu()
@@ -146,9 +160,10 @@ def project_quotas(wanted: Tensor, total: float, most: float, *, least: float | 
     if least is None:
         least = 1.0 if total >= n else 0.0
     if least * n > total:
+        wider = f"a batch of at least {math.ceil(least * n * most / total)} tokens or " if total else ""
         raise InvalidInput(
             f"a budget of {total:g} is too small for {n} features of at least {least:g} each; "
-            "use a larger batch or a smaller least quota"
+            f"use {wider}a least quota of {'at most ' if total else ''}{total / n:g}"
         )
     want = wanted.double()
     free = want > 0

@@ -122,4 +122,11 @@ def plain(kind: str, d_in: int, d_sae: int, k: float, seed: int) -> RunConfig:
     except ValidationError as error:  # a rule from outside may not have put this into words
         raise InvalidConfig(f"{where} takes no k = {k:g}: {error.errors()[0]['msg']}") from None
     sae = SAEConfig.parse({"d_in": d_in, "d_sae": d_sae, "allocator": allocator}, where)
-    return RunConfig.parse({"sae": sae, "seed": seed}, where)
+    return with_price(RunConfig.parse({"sae": sae, "seed": seed}, where))
+
+
+def with_price(run: RunConfig) -> RunConfig:
+    """The run, with an objective that sets a price if its rule pays one and none of its objectives does."""
+    if not run.sae.allocator.penalised or any(objective.prices for objective in run.objectives):
+        return run
+    return run.model_copy(update={"objectives": (*run.objectives, SparsityConfig())})

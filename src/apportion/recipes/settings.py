@@ -8,10 +8,13 @@ from typing import Any
 
 from ..errors import InvalidConfig
 from ..training import RunConfig
+from .base import with_price
 
 
 def adjusted(config: RunConfig, recipe: str, settings: Sequence[str], recipes: Sequence[str]) -> RunConfig:
     """The config with those settings put in that name ``recipe``, validated as a whole.
+
+    A rule that is held to k by a price brings the objective that sets it, unless objectives are set too.
 
     Args:
         settings: such as ``soft_sae.allocator.hard=0.2``; values are JSON, or text where they are not.
@@ -30,7 +33,8 @@ def adjusted(config: RunConfig, recipe: str, settings: Sequence[str], recipes: S
             _assign(data, rest, value, setting)
         elif head not in recipes:
             raise InvalidConfig(f"--set {setting!r} names {head!r}, which is not in --recipe {','.join(recipes)}")
-    return RunConfig.parse(data, f"recipe {recipe}")
+    made = RunConfig.parse(data, f"recipe {recipe}")
+    return with_price(made) if made.objectives == config.objectives else made
 
 
 def _assign(data: dict[str, Any], path: str, value: str, setting: str) -> None:

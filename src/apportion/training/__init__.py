@@ -1,9 +1,9 @@
 """Training: many SAEs on one stream of activations, resumable to the bit.
 
 ``step`` is one optimiser step of one SAE, ``trainer`` the loop over the stream, ``checkpoint`` what survives a
-kill, ``finish`` turns a trained SAE into a frozen one, ``scored`` gives a stream the scores of its texts, ``log``
-takes records to files and services. A new log service is a ``Sink`` in ``log.py``; nothing here knows any rule by
-name.
+kill, ``finish`` turns a trained SAE into a frozen one, ``missed`` says where that is not at k, ``scored`` gives a
+stream the scores of its texts, ``log`` takes records to files and services. A new log service is a ``Sink`` in
+``log.py``; nothing here knows any rule by name.
 """
 
 from .configs import RunConfig, TrainConfig

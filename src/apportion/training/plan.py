@@ -33,6 +33,7 @@ def check_runs(configs: Mapping[str, RunConfig], source: Source, settings: Train
                 "use the width of the activations"
             )
         check_schedules(config, settings.n_steps, name)
+        check_price(config, name)
         config.sae.allocator.check(settings.n_steps, settings.batch_size, config.sae.d_sae)
         for objective in config.objectives:
             objective.check(config.sae.d_sae)
@@ -45,6 +46,22 @@ def check_runs(configs: Mapping[str, RunConfig], source: Source, settings: Train
         raise InvalidInput(
             f"run '{taught[0]}' learns from a score of every text and the activations come without; give scores "
             "(--scores FILE, or ap.with_scores(source, scores))"
+        )
+
+
+def check_price(config: RunConfig, name: str) -> None:
+    """Raises ``InvalidConfig`` unless an objective sets a price and the rule pays it, or neither."""
+    pays, priced = config.sae.allocator.penalised, any(objective.prices for objective in config.objectives)
+    if pays and not priced:
+        raise InvalidConfig(
+            f"run '{name}' has a rule that only a price holds to k = {config.sae.allocator.mean_k:g} and no "
+            "objective that sets one; add 'sparsity' (SparsityConfig()) to its objectives"
+        )
+    if priced and not pays:
+        raise InvalidConfig(
+            f"run '{name}' has an objective that sets a price and a rule that says it pays none; leave that "
+            "objective out or, if it is your own rule and does pay, put `penalised: ClassVar[bool] = True` into "
+            "its config"
         )
 
 

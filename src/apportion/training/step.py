@@ -82,6 +82,11 @@ class StepResult:
 
 def losses_of(run: Run, trace: Trace) -> dict[str, Tensor]:
     """All weighted loss terms of a trace: the objectives' and the rule's own. ``InvalidConfig`` if none."""
+    if trace.penalty is not None and not any(objective.prices for objective in run.config.objectives):
+        raise InvalidConfig(
+            "the rule pays for the features that fire and no objective sets the price; add 'sparsity' to the "
+            "objectives and, if it is your own rule, `penalised: ClassVar[bool] = True` to its config"
+        )
     dictionary = run.sae.dictionary(accumulate=True)
     named = [(one.name, one(trace, dictionary, run.firing)) for one in run.losses]
     terms: dict[str, Tensor] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from tqdm import tqdm
 from ..activations.scale import input_scale
 from ..activations.source import Batch, Source, Stream
 from ..clock import Clock
-from ..errors import TrainingDiverged
+from ..errors import BudgetMissed, TrainingDiverged
 from ..files import locked
 from ..io.native import load_sae, save_sae
 from ..ops.median import geometric_median
@@ -24,6 +25,7 @@ from .checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from .configs import RunConfig, TrainConfig
 from .finish import finish
 from .log import JsonLines, Sink, check_sinks, open_sink
+from .missed import missed
 from .plan import check_runs, claim_folder, usable_device
 from .step import Run, StepResult, train_step
 
@@ -60,6 +62,9 @@ def train(
         InvalidInput: an SAE's width is not the source's, or nothing is held out to calibrate on.
         TrainingDiverged: a loss is not finite.
         StorageFailure, InvalidCheckpoint: what is in ``out`` cannot be written or read.
+
+    Warns:
+        BudgetMissed: L0 in training or of the frozen SAE is not k; with what it is, and what helps.
     """
     settings = settings or TrainConfig()
     out = Path(out)
@@ -69,13 +74,18 @@ def train(
     with locked(out, "training in"):
         claim_folder(out, configs, source, settings)
         if all((out / name / "sae.json").exists() for name in configs):
-            return {name: load_sae(out / name).to(place) for name in configs}
-        session = _Session(configs, source, out, settings, sinks, place)
-        try:
-            session.run(checkpoint_seconds, progress)
-        finally:
-            session.close()
-        return session.finish()
+            saes = {name: load_sae(out / name).to(place) for name in configs}
+        else:
+            session = _Session(configs, source, out, settings, sinks, place)
+            try:
+                session.run(checkpoint_seconds, progress)
+            finally:
+                session.close()
+            saes = session.finish()
+    for name, sae in saes.items():
+        for sentence in missed(name, configs[name], sae.metadata):
+            warnings.warn(sentence, BudgetMissed, stacklevel=2)
+    return saes
 
 
 class _Session:

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from ...code import Code
 from ..spmm import add_spmm, group_by, spmm
+from .bands import error_of_bands
+from .whole import nested_error_whole
 
 
 class _NestedError(torch.autograd.Function):
@@ -23,14 +25,7 @@ class _NestedError(torch.autograd.Function):
             weights = values.detach().requires_grad_()
             bands = spmm(split.offsets, split.indices, weights, W_dec.detach())
         left = bands.detach().view(len(x), n_bands, x.shape[1])
-        torch.sub(x, left[:, 0], out=left[:, 0]).sub_(b_dec)
-        for j in range(1, n_bands):
-            torch.sub(left[:, j - 1], left[:, j], out=left[:, j])
-        # By rows first: one float32 sum over everything would lose four digits.
-        error: Tensor = torch.linalg.vector_norm(left, dim=2).square().sum()
-        # A band is part of every prefix from its own on, and gets the residuals of all of these.
-        for j in reversed(range(n_bands - 1)):
-            left[:, j] += left[:, j + 1]
+        error = error_of_bands(x, left, b_dec)
         ctx.save_for_backward(values, left)
         ctx.weights, ctx.bands, ctx.split, ctx.into, ctx.shape = weights, bands, split, into, W_dec.shape
         return error
@@ -74,5 +69,7 @@ def nested_error(
         into: a gradient buffer shaped like ``W_dec``; the backward pass adds to it instead of returning a
             gradient for ``W_dec``.
     """
+    if code.matrix is not None:
+        return nested_error_whole(x, code.matrix, W_dec, b_dec, ends.tolist(), into)
     split = code.detach().in_bands(ends)
     return _NestedError.apply(x, code.values, W_dec, b_dec, split, into)  # type: ignore[no-any-return]
