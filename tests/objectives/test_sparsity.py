@@ -45,7 +45,7 @@ def test_the_first_step_costs_the_starting_price():
 
 
 def test_too_many_features_raise_the_price_and_too_few_lower_it():
-    for l0, sign in ((3 * K, 1), (K / 3, -1)):
+    for l0, sign in ((1.5 * K, 1), (K / 1.5, -1)):  # further off, and bounds would end it
         objective = SparsityConfig(reach=0.01).build()
         prices = []
         for step in range(40):
@@ -93,7 +93,7 @@ def test_processes_with_unequal_shares_see_the_l0_of_all_tokens_where_these_are(
     assert float(objective.first) == pytest.approx(11.5)
 
 
-@pytest.mark.parametrize(("l0", "price"), [(100.0, 20.0), (9.0, None), (0.1, 0.2)])
+@pytest.mark.parametrize(("l0", "price"), [(100.0, 20.0), (8.2, None), (0.1, 0.2)])
 def test_it_reports_the_price_that_is_paid_and_whether_that_is_at_a_bound(l0, price):
     objective = SparsityConfig(start=2.0, bounds=(0.1, 10.0), reach=0.01).build()
     assert objective.report() == {}
@@ -224,7 +224,7 @@ def led(config, n_steps):
 
 
 @pytest.mark.parametrize(
-    ("recipe", "k"), [("relu_l1", 6.0), ("p_anneal", 6.0), ("jump_relu", 6.0), ("gated", 6.0), ("gated", 12.0)]
+    ("recipe", "k"), [(recipe, k) for recipe in ("relu_l1", "p_anneal", "jump_relu", "gated") for k in (4.0, 12.0)]
 )
 def test_training_ends_at_k_and_stays_there(recipe, k):
     n_steps = 2000
@@ -239,7 +239,6 @@ def test_training_ends_at_k_and_stays_there(recipe, k):
     assert report["k"] == k and report["at_bound"] is False
 
 
-@pytest.mark.xfail(strict=True, reason="thresholds that start far above come down too late: L0 ends at 1.4 k")
 def test_thresholds_that_start_too_high_end_at_k():
     config = find_recipe("jump_relu").make(24, 96, 12.0, 0)
     config = adjusted(config, "jump_relu", ["jump_relu.allocator.theta=0.8"], ["jump_relu"])

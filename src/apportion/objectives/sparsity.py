@@ -47,7 +47,7 @@ class SparsityConfig(ObjectiveConfig):
     bounds: tuple[float, float] = (1e-6, 1e6)
     reach: float = Field(default=0.2, gt=0, le=1)
     proportional: float = Field(default=2.0, ge=0)
-    integral: float = Field(default=5.0, ge=0)
+    integral: float = Field(default=20.0, ge=0)
     smooth: float = Field(default=4.0, ge=1)
 
     @model_validator(mode="after")
