@@ -219,7 +219,7 @@ class Bench:
         """The row of that identity: the one there is, or a new one, made and appended."""
         identity = {"content": self.content, "setting": self.setting.model_dump(mode="json"), **identity}
         key = digest(identity)
-        done = rows_in(self.results)
+        done = current(rows_in(self.results))
         if key not in done:
             print(f"{identity['side']}: {facts}", file=sys.stderr)
             versions = {name: version(name) for name in ("apportion", "sae-lens", "torch")}
@@ -323,13 +323,31 @@ def nearest(rows: list[Row], k: float) -> list[Row]:
     return sorted(alive, key=lambda row: abs(math.log(row["measures"]["l0"] / k)))[:NEAREST]
 
 
+def current(rows: dict[str, Row]) -> dict[str, Row]:
+    """Rows by the keys that this version of the package gives them: their configs may have got fields since."""
+    keys: dict[str, str] = {}
+    found = {}
+    for row in sorted(rows.values(), key=lambda row: "against" in row):  # what is named comes before who names it
+        config = dict(row["config"])
+        for name in {"run", "initial"} & config.keys():
+            config[name] = ap.RunConfig.rewritten(config[name])
+        if "against" in row:
+            config["against"] = keys[row["against"]]
+        key = digest(config)
+        keys[row["key"]] = key
+        found[key] = (
+            row | {"key": key, "config": config} | ({"against": config["against"]} if "against" in row else {})
+        )
+    return found
+
+
 def digest(identity: Any) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def table(setting: Setting, rows: dict[str, Row]) -> str:
     """Markdown: a line for each of their runs that ours was compared with, the nearest to k first."""
-    mine = [row for row in rows.values() if row["config"]["setting"] == setting.model_dump(mode="json")]
+    mine = [row for row in current(rows).values() if row["config"]["setting"] == setting.model_dump(mode="json")]
     ours = {row["against"]: row for row in mine if row["config"]["side"] == "apportion"}
     lines = [
         "| ours | theirs | coefficient | L0, theirs | FVU, theirs | k, ours | L0, ours | FVU, ours "
