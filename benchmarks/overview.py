@@ -36,14 +36,18 @@ Cells = dict[tuple[str, str, float], Interval]
 def main() -> None:
     suite = Suite.parse(json.loads(CONFIG.read_text()), str(CONFIG))
     groups = rows_of(suite, rows_in(quality.RESULTS))
-    differences, efficiencies = shares(suite, fronts_of(groups), groups), spent(suite, groups)
+    differences, efficiencies = shares(suite, fronts_of(groups), groups), allocated(groups, efficiency)
     lines: list[str] = []
     for source in suite.sources:
         lines += [*table_of_errors(suite, groups, differences, source), ""]
     rewrite(PAGE, "errors", "\n".join([*lines, f"![Difference to {FIRST} over L0]({FRONTS.name})"]))
-    lines = []
+    efficiencies = {cell: one for cell, one in efficiencies.items() if cell[1] != FIRST}  # 0 by definition
+    lines, rest = [], allocated(groups, left)
     for source in suite.sources:
         lines += [*by_budget(suite, source, efficiencies, lambda one: _pm(one, ".2f")), ""]
+    lines += ["What the best k per token would still take off each one's error:", ""]
+    for source in suite.sources:
+        lines += [*by_budget(suite, source, rest, lambda one: _pm(one, ".1%")), ""]
     rewrite(PAGE, "efficiency", "\n".join([*lines, f"![Efficiency over k]({EFFICIENCIES.name})"]))
     rewrite(PAGE, "features", "\n".join(table_of_features(suite, groups)))
     plain = [name for name in suite.recipes if suite.variants.get(name, Variant(recipe=name)).recipe == name]
@@ -60,15 +64,26 @@ def shares(suite: Suite, fronts: Fronts, groups: Rows) -> Cells:
     return {cell: one.share for cell, one in found.items() if one is not None}
 
 
-def spent(suite: Suite, groups: Rows) -> Cells:
-    """Allocation efficiencies of the SAEs behind the rows."""
+def allocated(groups: Rows, measure: Callable[[dict[str, Any]], float | None]) -> Cells:
+    """A measure of how the SAEs behind the rows spend their budget, where it is defined for all of them."""
     rows = rows_in(allocation.RESULTS)
     found: Cells = {}
     for cell, group in groups.items():
-        values = [rows[row["key"]]["measures"]["allocation_efficiency"] for row in group if row["key"] in rows]
-        if cell[1] != FIRST and values and None not in values:
-            found[cell] = over_seeds(values)
+        values = [measure(rows[row["key"]]["measures"]) for row in group if row["key"] in rows]
+        known = [value for value in values if value is not None]
+        if known and len(known) == len(values):
+            found[cell] = over_seeds(known)
     return found
+
+
+def efficiency(measures: dict[str, Any]) -> float | None:
+    """What the rule gets of what the best k per token would gain over one k for all."""
+    return measures["allocation_efficiency"]
+
+
+def left(measures: dict[str, Any]) -> float:
+    """The share of the error that the best k per token would take off, with everything else as it is."""
+    return 1 - measures["fvu_oracle"] / measures["fvu"]
 
 
 def table_of_errors(suite: Suite, groups: Rows, differences: Cells, source: str) -> list[str]:
