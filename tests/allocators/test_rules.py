@@ -9,6 +9,7 @@ from apportion.allocators import MutualChoiceConfig, Threshold, ThresholdConfig,
 from apportion.clock import END
 from apportion.errors import InvalidInput
 from apportion.firing import Firing
+from apportion.world import World
 
 from ..conftest import inputs, make_sae
 
@@ -38,6 +39,22 @@ def test_mutual_choice_is_topk_of_the_batch():
 def test_mutual_choice_spends_a_real_k_and_never_more(k, n, budget):
     sae = make_sae(MutualChoiceConfig.for_k(k))
     assert sae.trace(inputs(n)).code.nnz == budget
+
+
+def test_a_process_that_chose_nothing_is_asked_too_and_counts_for_nothing():
+    class Other(World):
+        """Another process, whose smallest choice is 0.75."""
+
+        def sum(self, tensor):
+            return tensor + torch.tensor([0.75, 1.0])
+
+    sae = make_sae(MutualChoiceConfig.for_k(0.05))
+    nothing = sae.trace(inputs(10))
+    assert nothing.code.nnz == 0
+    sae.allocator.observe(nothing, sae.dictionary(), Firing(96))
+    assert int(sae.allocator.seen) == 0
+    sae.allocator.observe(nothing, sae.dictionary(), Firing(96), Other(0, 2))
+    assert float(sae.allocator.theta) == 0.75 and int(sae.allocator.seen) == 1
 
 
 def test_mutual_choice_remembers_its_smallest_choice():

@@ -63,10 +63,13 @@ class MutualChoice(Allocator):
 
     @torch.no_grad()
     def observe(self, trace: Trace, dictionary: Dictionary, firing: Firing, world: World = SOLO) -> None:
-        values = trace.code.values
-        if len(values) == 0:
+        chosen = trace.code.values.float()
+        own = torch.stack([chosen.min(), chosen.new_ones(())]) if len(chosen) else chosen.new_zeros(2)
+        # A process that chose nothing asks all the same, or the others would wait for it.
+        total, processes = world.sum(own)
+        if not processes:
             return
-        smallest = world.sum(values.min().float()) / world.size
+        smallest = total / processes
         memory = self.config.memory if int(self.seen) else 0.0
         self.theta.mul_(memory).add_(smallest, alpha=1 - memory)
         self.seen += 1
