@@ -44,6 +44,8 @@ PRICE_WARMUP = 0.05
 """Share of the run over which their coefficients rise, as in their tutorial."""
 ABOUT = 0.03
 """Ours is measured at this share more and less than their L0: wider than the 2 % within which k is met."""
+CLOSE = 0.05
+"""Logarithm of L0 over k that needs no further search."""
 NEAREST = 1
 """How many of their runs ours is compared with, those whose L0 is nearest to k first."""
 
@@ -303,10 +305,11 @@ def initial(config: ap.RunConfig, x: Tensor) -> ap.SAE:
 def search(k: float, l0_of: Callable[[float], float], most: int) -> None:
     """Try coefficients from 1 on by factors of four until two stand on both sides of k, then one between them.
 
-    A straight line in the logarithms gives the last one. At most ``most`` in all.
+    A straight line in the logarithms gives the last one. At most ``most`` in all, and none after one that comes
+    to k within ``CLOSE``.
     """
     seen = {1.0: max(l0_of(1.0), 1e-2)}
-    while len(seen) < most:
+    while len(seen) < most and all(abs(math.log(l0 / k)) > CLOSE for l0 in seen.values()):
         dense = max((c for c, l0 in seen.items() if l0 > k), default=None)
         sparse = min((c for c, l0 in seen.items() if l0 <= k), default=None)
         if dense is not None and sparse is not None:
