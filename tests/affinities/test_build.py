@@ -9,6 +9,7 @@ from apportion.affinities import ChunkedAffinities, EncoderConfig, ScreenedAffin
 from apportion.allocators import AllocatorConfig
 from apportion.clock import Clock
 from apportion.errors import InvalidConfig
+from apportion.recipes.base import with_price
 from apportion.schedules import Constant
 from apportion.training import Run, RunConfig, train_step
 from apportion.training.step import StepResult
@@ -22,7 +23,8 @@ KINDS = {"chunked": ChunkedAffinities, "screened": ScreenedAffinities}
 def stepped(kind: str, encoder: EncoderConfig) -> tuple[Run, StepResult]:
     """A step with auxiliary losses, for half of the features are dead."""
     config = make_sae(AllocatorConfig.members[kind].for_k(8)).config
-    run = Run(RunConfig(sae=config, lr=Constant(value=1e-3), encoder=encoder), torch.zeros(24))
+    priced = with_price(RunConfig(sae=config, lr=Constant(value=1e-3), encoder=encoder))
+    run = Run(priced, torch.zeros(24))
     run.firing.age[::2] = 1 << 40
     x = inputs(64)
     return run, train_step(run, x, Clock(3, 9), target=x[:, 0])
