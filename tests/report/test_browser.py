@@ -190,8 +190,12 @@ def test_features_are_searched_sorted_and_shown(opened: Any) -> None:
     wait(opened, "document.querySelector('#feature-count').textContent.startsWith('1 to 40 of')")
     find(opened, "#feature-sort option[value='density']").click()
     densest = max(range(len(block["feature"])), key=lambda at: (block["density"][at], -at))
+    label = f"Feature {block['feature'][densest]},"
+    shown = "document.querySelector('#feature-list button').getAttribute('aria-label')"
+    wait(opened, f"{shown}.includes({json.dumps(label)})")
+    time.sleep(0.5)  # as below; a handle on a button of the list before would be of none
     first = find(opened, "#feature-list button")
-    assert f"Feature {block['feature'][densest]}," in first.get_attribute("aria-label")
+    assert label in first.get_attribute("aria-label")
     first.send_keys(Keys.ARROW_DOWN)
     second = "document.activeElement === document.querySelectorAll('#feature-list button')[1]"
     wait(opened, second)
