@@ -2,7 +2,7 @@
 
 ``reference`` sorts every row; ``fast`` gives the dense weights and ``pairs`` the few that matter, both from the
 ``threshold``, which is exact at any temperature and handles some 2k entries of a row one by one.
-On a card ``card`` has kernels do both.
+On a card ``card`` has kernels do both; ``entries`` is the operation that either way of weighing goes through.
 """
 
 from .fast import soft_top_k

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from .entries import Way
 from .solve import Threshold, solve_between
 
 
@@ -30,44 +28,21 @@ def threshold_on_card(
     return found._replace(log_sum=log_sum, mean_t=mean_t)
 
 
-def weigh_on_card(
-    values: Tensor, k: Tensor, alpha: Tensor | None, temperature: float, offsets: Tensor, found: Threshold
-) -> Tensor:
-    """The weights [nnz] of entries of every row, differentiable in ``values``, ``k [n]`` and ``alpha``.
+def _weigh(values: Tensor, offsets: Tensor, found: Threshold, alpha: float) -> tuple[Tensor, Tensor]:
+    from ..kernels.soft import weigh
 
-    Args:
-        values: [nnz], row by row; offsets: [n + 1] int64, where each row begins.
-        alpha: ``temperature`` as a tensor if it is to get a gradient, which takes a ``found`` with ``mean_t``.
-        found: the threshold of all entries of each row.
-    """
-    return _Weigh.apply(values, k, alpha, temperature, offsets, found)  # type: ignore[no-any-return]
+    return weigh(values, offsets, found.pivot, found.shift, alpha), values
 
 
-class _Weigh(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        values: Tensor,
-        k: Tensor,
-        alpha: Tensor | None,
-        temperature: float,
-        offsets: Tensor,
-        found: Threshold,
-    ) -> Tensor:
-        from ..kernels.soft import weigh
+def _weigh_back(
+    values: Tensor, offsets: Tensor, grad: Tensor, found: Threshold, alpha: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    from ..kernels.soft import weigh_back
 
-        ctx.save_for_backward(values, k, alpha, offsets)
-        ctx.temperature, ctx.found = temperature, found
-        return weigh(values, offsets, found.pivot, found.shift, temperature)
+    pivot, shift, log_sum, mean_t = found
+    mean_t = torch.zeros_like(pivot) if mean_t is None else mean_t
+    return weigh_back(values, grad, offsets, pivot, shift, log_sum, mean_t, alpha)
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        from ..kernels.soft import weigh_back
 
-        values, k, alpha, offsets = ctx.saved_tensors
-        pivot, shift, log_sum, mean_t = ctx.found
-        mean_t = torch.zeros_like(pivot) if mean_t is None else mean_t
-        d_values, d_k, d_alpha = weigh_back(values, grad, offsets, pivot, shift, log_sum, mean_t, ctx.temperature)
-        total = d_alpha.sum().to(alpha).view(alpha.shape) if ctx.needs_input_grad[2] else None
-        return d_values, d_k.to(k.dtype), total, None, None, None
+BY_KERNELS = Way(_weigh, _weigh_back)
+"""``where`` are the offsets [n + 1] int64 at which each row's entries begin."""

@@ -12,8 +12,9 @@ from torch.autograd.function import once_differentiable
 from .. import kernels
 from ..fresh import fresh_like
 from ..select import Pairs
-from .card import threshold_on_card, weigh_on_card
+from .card import BY_KERNELS, threshold_on_card
 from .checks import checked
+from .entries import weighed
 from .pairs import gradients_at
 from .solve import Threshold, exp_, laplace_cdf
 from .threshold import find_threshold, row_chunks
@@ -55,7 +56,7 @@ def _weigh_on_card(a: Tensor, k: Tensor, alpha: Tensor | None, temperature: floa
     moment = alpha is not None and alpha.requires_grad
     found = threshold_on_card(a.detach(), k.detach().double(), temperature, moment=moment)
     offsets = torch.arange(len(a) + 1, device=a.device) * a.shape[1]
-    return weigh_on_card(a.view(-1), k, alpha, temperature, offsets, found)
+    return weighed(a.view(-1), k, alpha, temperature, offsets, found, BY_KERNELS)
 
 
 class _SoftTopK(torch.autograd.Function):

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ...errors import InvalidInput
 from .. import kernels
 from ..select import Pairs
 from ..spmm import offsets_of
-from .card import weigh_on_card
+from .card import BY_KERNELS
 from .checks import as_number, checked
+from .entries import Way, weighed
 from .solve import Threshold, exp_, laplace_cdf
 from .threshold import find_threshold
 
@@ -73,33 +73,23 @@ def weights_at(values: Tensor, k: Tensor, alpha: Tensor | float, soft: SoftPairs
         raise InvalidInput("alpha requires a gradient but did not in soft_pairs; give both the same alpha")
     found, rows = soft.threshold, soft.pairs.rows
     if kernels.on_card(values):
-        return weigh_on_card(values, k, alpha_graph, temperature, offsets_of(rows, len(k)), found)
-    return _WeightsAt.apply(values, k, alpha_graph, temperature, rows, found)  # type: ignore[no-any-return]
+        return weighed(values, k, alpha_graph, temperature, offsets_of(rows, len(k)), found, BY_KERNELS)
+    return weighed(values, k, alpha_graph, temperature, rows, found, BY_TORCH)
 
 
-class _WeightsAt(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        values: Tensor,
-        k: Tensor,
-        alpha: Tensor | None,
-        temperature: float,
-        rows: Tensor,
-        found: Threshold,
-    ) -> Tensor:
-        t = found.distances(values, rows, temperature)
-        ctx.save_for_backward(k, alpha, rows, t)
-        ctx.temperature, ctx.found = temperature, found
-        return laplace_cdf(t).to(values.dtype)
+def _weigh(values: Tensor, rows: Tensor, found: Threshold, alpha: float) -> tuple[Tensor, Tensor]:
+    t = found.distances(values, rows, alpha)
+    return laplace_cdf(t).to(values.dtype), t
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        k, alpha, rows, t = ctx.saved_tensors
-        d_values, d_k, d_alpha = gradients_at(ctx.found, rows, t, grad, ctx.temperature)
-        total = d_alpha.sum().to(alpha).view(alpha.shape) if alpha is not None else None
-        return d_values.to(grad.dtype), d_k.to(k.dtype), total, None, None, None
+
+def _weigh_back(
+    t: Tensor, rows: Tensor, grad: Tensor, found: Threshold, alpha: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    return gradients_at(found, rows, t, grad, alpha)
+
+
+BY_TORCH = Way(_weigh, _weigh_back)
+"""``where`` are the rows [nnz] int64 of the entries."""
 
 
 def gradients_at(
