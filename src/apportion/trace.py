@@ -13,6 +13,7 @@ from .code import Code
 from .ops.decode import decode
 from .ops.encode_at import encode_at, encode_whole
 from .ops.nested_error import nested_error
+from .ops.some_rows import some_rows
 from .workspace import Workspace
 
 if TYPE_CHECKING:
@@ -54,6 +55,16 @@ class Dictionary:
         """The same numbers, of which no gradient reaches any."""
         weight, b_enc, W_dec, b_dec = (parameter.detach() for parameter in self.parameters())
         return Dictionary(weight, b_enc, W_dec, b_dec)
+
+    def part(self, features: Tensor) -> Dictionary:
+        """A dictionary of ``features [g]`` alone, whose gradients reach this one's parameters."""
+        into = (self.weight.grad, self.W_dec.grad) if self.accumulate else (None, None)
+        return Dictionary(
+            some_rows(self.weight, features, into[0]),
+            self.b_enc[features],
+            some_rows(self.W_dec, features, into[1]),
+            self.b_dec,
+        )
 
     def held(self, workspace: Workspace) -> Dictionary:
         """The same without gradients, whose encoder stays as it is when the parameters move.

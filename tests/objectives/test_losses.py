@@ -7,7 +7,7 @@ import torch
 
 from apportion.allocators import MutualChoiceConfig, TokenChoiceConfig
 from apportion.firing import Firing
-from apportion.objectives import AuxKConfig, ReconstructionConfig
+from apportion.objectives import AuxKConfig, ReconstructionConfig, residual
 
 from ..conftest import inputs, make_sae
 
@@ -29,9 +29,11 @@ def dense_aux_k(sae, x, trace, dead, k_aux, rows, weight):
     return weight * (e - e_hat).square().sum(1).mean() / (e - e.mean(0)).square().sum(1).mean()
 
 
+@pytest.mark.parametrize("few", [0, 1000], ids=["by pairs", "by matrices"])
 @pytest.mark.parametrize("rule", [TokenChoiceConfig, MutualChoiceConfig])
 @pytest.mark.parametrize(("k_aux", "share", "n_rows"), [(5, 1.0, 30), (None, 0.25, 8), (100, 0.7, 21)])
-def test_aux_k_is_its_definition(rule, k_aux, share, n_rows):
+def test_aux_k_is_its_definition(rule, k_aux, share, n_rows, few, monkeypatch):
+    monkeypatch.setattr(residual, "_FEW", few)
     dead = [0, 7, 8, 20, 50, 51, 52, 90, 91, 95]
     sae, firing, x, trace = setting(dead, rule.for_k(4))
     loss = AuxKConfig(k_aux=k_aux, rows=share).build()(trace, sae.dictionary(), firing)
@@ -44,6 +46,19 @@ def test_aux_k_is_its_definition(rule, k_aux, share, n_rows):
     living = torch.ones(96, dtype=torch.bool)
     living[dead] = False
     assert got[0][living].abs().sum() == 0 and got[2][living].abs().sum() == 0
+
+
+@pytest.mark.parametrize("few", [0, 1000], ids=["by pairs", "by matrices"])
+def test_aux_k_adds_into_the_buffers_of_a_step(few, monkeypatch):
+    monkeypatch.setattr(residual, "_FEW", few)
+    sae, firing, _, trace = setting([0, 7, 50, 95])
+    leaves = [sae.encoder.weight, sae.encoder.bias, sae.W_dec, sae.b_dec]
+    want = torch.autograd.grad(AuxKConfig(k_aux=2).build()(trace, sae.dictionary(), firing), leaves)
+    for leaf in leaves:
+        leaf.grad = torch.ones_like(leaf)
+    AuxKConfig(k_aux=2).build()(trace, sae.dictionary(accumulate=True), firing).backward()
+    for leaf, gradient in zip(leaves, want, strict=True):
+        torch.testing.assert_close(leaf.grad, 1 + gradient, rtol=1e-10, atol=1e-12)
 
 
 def test_aux_k_is_absent_without_dead_features_or_without_spread():

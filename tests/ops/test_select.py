@@ -7,7 +7,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apportion.ops.select import entries_above, first_in_rows, row_floor, select_batch, select_rows
+from apportion.ops.select import (
+    entries_above,
+    first_in_rows,
+    mark_rows,
+    row_floor,
+    select_batch,
+    select_rows,
+)
 
 
 def rows_by_sorting(a: torch.Tensor, k: torch.Tensor) -> set[tuple[int, int]]:
@@ -46,6 +53,16 @@ def test_rows_equal_sorting(shape, grain, seed, data):
     a = matrix(shape, grain, seed)
     k = torch.tensor([data.draw(st.integers(0, shape[1] + 2)) for _ in range(shape[0])])
     assert as_set(select_rows(a, k)) == rows_by_sorting(a, k)
+
+
+@settings(max_examples=150, deadline=None)
+@given(shapes, grains, st.integers(0, 10_000), st.data())
+def test_marks_are_what_sorting_chooses(shape, grain, seed, data):
+    a, k = matrix(shape, grain, seed), data.draw(st.integers(1, shape[1] + 2))
+    marked = mark_rows(a, k)
+    assert marked.shape == a.shape and marked.dtype == torch.bool
+    chosen = {(int(row), int(f)) for row, f in marked.nonzero()}
+    assert chosen == rows_by_sorting(a, torch.full((len(a),), k))
 
 
 @settings(max_examples=150, deadline=None)

@@ -5,8 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..code import Code
+from ..code import Code, MatrixCode
+from ..ops.select import mark_rows
 from ..trace import Dictionary, Trace
+
+_FEW = 4
+"""Up to how many times k_aux features it is cheaper to go through matrices than to list pairs.
+
+On 512 tokens, d_in 768, k_aux 384: 0.21 of the encoder's product by pairs, whatever the number of features.
+"""
 
 
 def unexplained(
@@ -33,7 +40,29 @@ def unexplained(
     if not spread > 0:
         return None
     k = min(k_aux or max(dictionary.d_in // 2, 1), len(features))
-    pre = trace.pre.narrow(some, features)
-    pairs = pre.top_gained(torch.full((pre.n,), k, device=some.device), gain)
+    decoded = _from_matrices if len(features) <= _FEW * k else _from_pairs
+    e_hat = decoded(trace, dictionary, some, features, gain, k)
+    return (residual - e_hat).square().sum(1).mean() / spread
+
+
+def _from_pairs(
+    trace: Trace, dictionary: Dictionary, rows: Tensor, features: Tensor, gain: Tensor, k: int
+) -> Tensor:
+    """[m, d_in]: e_hat of some rows, from a list of the chosen pairs."""
+    pre = trace.pre.narrow(rows, features)
+    pairs = pre.top_gained(torch.full((pre.n,), k, device=rows.device), gain)
     code = Code.from_pairs(*pairs, pre.at(pairs) * gain[pairs.features], pre.n, pre.d_sae)
-    return (residual - dictionary.decode(code, bias=False)).square().sum(1).mean() / spread
+    return dictionary.decode(code, bias=False)
+
+
+def _from_matrices(
+    trace: Trace, dictionary: Dictionary, rows: Tensor, features: Tensor, gain: Tensor, k: int
+) -> Tensor:
+    """The same, from the part of the dictionary that the features are."""
+    part, gain, x = dictionary.part(features), gain[features], trace.x[rows]
+    with torch.no_grad():
+        centred = x - part.b_dec
+        pre = torch.addmm(part.b_enc, centred, part.weight.T)
+        share = mark_rows(pre * gain, k) * gain
+    z = part.encode_whole(x, centred, pre) * share
+    return part.decode(MatrixCode(z), bias=False)

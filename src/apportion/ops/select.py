@@ -164,6 +164,20 @@ def select_rows(a: Tensor, k: Tensor) -> Pairs:
     return pairs.take(are_largest(pairs, a[pairs.rows, pairs.features], k))
 
 
+def mark_rows(a: Tensor, k: int) -> Tensor:
+    """[n, d_sae] bool: which entries are among the ``k`` largest of their row, as ``select_rows`` lists them.
+
+    For matrices of which a good part is chosen.
+    """
+    k = min(k, a.shape[1])
+    kth = a.kthvalue(a.shape[1] - k + 1, dim=1, keepdim=True).values
+    marked = (a >= kth).logical_and_(a > 0)
+    if bool((marked.sum(1) > k).any()):  # ties, of which the first ones count
+        rows, features = select_rows(a, torch.full((len(a),), k, device=a.device))
+        marked = torch.zeros_like(marked).index_put_((rows, features), torch.ones_like(marked[0, 0]))
+    return marked
+
+
 def first_in_rows(
     a: Tensor, k: int, shift: Tensor | None = None, least: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
