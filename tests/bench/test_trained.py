@@ -10,7 +10,7 @@ import torch
 import apportion as ap
 from apportion.bench.trained import bench_trained
 from apportion.cli import main
-from apportion.errors import ApportionError, InvalidConfig, InvalidInput
+from apportion.errors import ApportionError, InvalidCheckpoint, InvalidConfig, InvalidInput
 
 SETTINGS = ap.TrainConfig(n_tokens=640, batch_size=64)
 
@@ -47,6 +47,12 @@ def test_it_refuses_other_rows_a_training_without_a_checkpoint_and_a_single_roun
         bench_trained(folder, source_of(seed=1))
     (tmp_path / "train.json").write_bytes((folder / "train.json").read_bytes())
     with pytest.raises(InvalidInput, match="has no checkpoint"):
+        bench_trained(tmp_path, source_of())
+    (tmp_path / "train.json").write_text('{"format": "apportion-training", "version": 1, "settings": {}}')
+    with pytest.raises(InvalidCheckpoint, match="names no source, settings or runs"):
+        bench_trained(tmp_path, source_of())
+    (tmp_path / "train.json").write_text('{"format": "something else"}')
+    with pytest.raises(InvalidCheckpoint, match="something else"):
         bench_trained(tmp_path, source_of())
     with pytest.raises(InvalidConfig, match="rounds = 1"):
         bench_trained(folder, source_of(), rounds=1)

@@ -11,10 +11,9 @@ import torch
 from ..activations import Source
 from ..clock import Clock
 from ..errors import InvalidConfig, InvalidInput
-from ..files import read_json
-from ..training import Run, RunConfig, TrainConfig, train_step
+from ..training import Run, TrainConfig, train_step
 from ..training.checkpoint import latest_checkpoint, load_checkpoint
-from ..training.plan import check_runs
+from ..training.plan import check_runs, read_plan
 from ..workspace import Workspace
 from .timing import NOISE, products, spread, timed
 
@@ -38,8 +37,8 @@ def bench_trained(folder: str | Path, source: Source, *, rounds: int = 15) -> li
 
     Raises:
         InvalidConfig: ``rounds`` is less than 2.
-        InvalidInput: the folder has no checkpoint, or its runs do not fit ``source``.
-        InvalidCheckpoint: the checkpoint is damaged, or ``source`` has other rows.
+        InvalidInput: the folder has no checkpoint, or ``source`` has other rows.
+        InvalidCheckpoint: the folder is no training's, or the checkpoint is damaged.
     """
     if rounds < 2:
         raise InvalidConfig(f"rounds = {rounds}; give 2 or more, for one time says nothing of its noise")
@@ -69,12 +68,10 @@ def bench_trained(folder: str | Path, source: Source, *, rounds: int = 15) -> li
 
 def _resumed(folder: Path, source: Source) -> tuple[dict[str, Run], TrainConfig, dict[str, Any]]:
     """The runs as the last checkpoint has them, their stream's settings, and the rest of its state."""
-    plan = read_json(folder / "train.json", "a training")
-    settings = TrainConfig.parse(TrainConfig.rewritten(plan["settings"]), "train.json")
-    configs = {name: RunConfig.parse(RunConfig.rewritten(run), name) for name, run in plan["runs"].items()}
-    check_runs(configs, source, settings)
+    plan = read_plan(folder)
+    check_runs(plan.runs, source, plan.settings)
     known, own = (
-        {key: value for key, value in one.items() if key != "path"} for one in (plan["source"], source.describe())
+        {key: value for key, value in one.items() if key != "path"} for one in (plan.source, source.describe())
     )
     if known != own:
         other = ", ".join(sorted(key for key in known | own if known.get(key) != own.get(key)))
@@ -85,9 +82,9 @@ def _resumed(folder: Path, source: Source) -> tuple[dict[str, Run], TrainConfig,
     if checkpoint is None:
         raise InvalidInput(f"{folder} has no checkpoint; wait until its training has written one")
     workspace = Workspace()
-    runs = {name: Run(config, torch.zeros(source.d_in), workspace) for name, config in configs.items()}
+    runs = {name: Run(config, torch.zeros(source.d_in), workspace) for name, config in plan.runs.items()}
     state = load_checkpoint(checkpoint, runs)
-    return runs, settings, state
+    return runs, plan.settings, state
 
 
 def _row(

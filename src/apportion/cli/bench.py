@@ -15,7 +15,7 @@ from ..bench.soft_top_k import bench_soft_top_k
 from ..bench.step import bench_step
 from ..bench.trained import bench_trained
 from ..errors import InvalidConfig
-from ..files import read_json
+from ..training.plan import read_plan
 from .output import import_plugins, names_in, say, show
 
 
@@ -104,10 +104,10 @@ class Bench:
     def _trained(self) -> None:
         if self.runs is None or self.data is None:
             raise InvalidConfig("'bench trained' needs --runs FOLDER and --data STORE; give both")
-        known = read_json(Path(self.runs) / "train.json", "a training")["source"]
+        known = read_plan(Path(self.runs)).source
         names = ("module", "heldout", "split_seed", "last_only")
         settings = {name: known[name] for name in names if name in known}
-        source = StoreSource(self.data, max_rows=known["rows"], **settings)
+        source = StoreSource(self.data, max_rows=known.get("rows"), **settings)
         rows = bench_trained(self.runs, source, rounds=15 if self.rounds is None else self.rounds)
         _warn_if_noisy(rows)
         show(rows, self.json)

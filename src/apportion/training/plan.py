@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -88,6 +88,34 @@ def usable_device(device: str | torch.device) -> torch.device:
         reason = str(error).splitlines()[0]
         raise InvalidConfig(f"device '{device}' cannot be used ({reason}); choose another, as cpu") from None
     return here.device
+
+
+class Plan(NamedTuple):
+    """What a training was begun with: what it read, as ``Source.describe`` says it, and what it was told."""
+
+    source: dict[str, Any]
+    settings: TrainConfig
+    runs: dict[str, RunConfig]
+
+
+def read_plan(out: Path) -> Plan:
+    """What stands in the folder of a training, as this version reads it.
+
+    Raises:
+        InvalidCheckpoint: there is no training in ``out``, or not all of it.
+        InvalidConfig: it has a field that this version does not know.
+    """
+    where = out / "train.json"
+    found = read_json(where, "a training")
+    check_format(found, FORMAT, VERSION, where)
+    source, settings, runs = (found.get(key) for key in ("source", "settings", "runs"))
+    if not (isinstance(source, dict) and isinstance(settings, dict) and isinstance(runs, dict)):
+        raise InvalidCheckpoint(f"{where} names no source, settings or runs; it was damaged, copy it again")
+    return Plan(
+        source,
+        TrainConfig.parse(TrainConfig.rewritten(settings), str(where)),
+        {name: RunConfig.parse(RunConfig.rewritten(run), f"{where}: {name}") for name, run in runs.items()},
+    )
 
 
 def claim_folder(out: Path, configs: Mapping[str, RunConfig], source: Source, settings: TrainConfig) -> None:
