@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from apportion.ops.select import (
     entries_above,
     first_in_rows,
+    group_maxima,
     mark_rows,
     row_floor,
     select_batch,
@@ -53,6 +54,29 @@ def test_rows_equal_sorting(shape, grain, seed, data):
     a = matrix(shape, grain, seed)
     k = torch.tensor([data.draw(st.integers(0, shape[1] + 2)) for _ in range(shape[0])])
     assert as_set(select_rows(a, k)) == rows_by_sorting(a, k)
+
+
+wide = st.tuples(st.integers(1, 9), st.sampled_from([128, 160, 384, 512]))
+
+
+@settings(max_examples=100, deadline=None)
+@given(wide, grains, st.integers(0, 10_000), st.integers(-3, 3), st.data())
+def test_groups_of_neighbours_lead_to_the_same_entries(shape, grain, seed, shift, data):
+    a = matrix(shape, grain, seed) + shift
+    k = torch.tensor([data.draw(st.integers(0, shape[1] // 128)) for _ in range(shape[0])])
+    heads = group_maxima(a, max(int(k.max()), 1))
+    assert heads is not None and torch.equal(heads.amax(1), a.amax(1))
+    assert as_set(select_rows(a, k)) == rows_by_sorting(a, k)
+    for floor in (shift + 1.0, float(a.amax()), torch.inf, row_floor(a, k, heads), row_floor(a, k)):
+        got, want = entries_above(a, floor, heads), (a > floor).nonzero()
+        assert torch.equal(torch.stack(got), want.T)
+    m = data.draw(st.integers(0, 2 * shape[0]))
+    assert as_set(select_batch(a, m)) == batch_by_sorting(a, m)
+
+
+def test_there_are_no_groups_where_they_would_be_small_or_memory_is_not_in_order():
+    assert group_maxima(torch.ones(3, 100), 1) is None and group_maxima(torch.ones(3, 128), 2) is None
+    assert group_maxima(torch.ones(256, 3).T, 1) is None and group_maxima(torch.ones(0, 256), 1) is None
 
 
 @settings(max_examples=150, deadline=None)

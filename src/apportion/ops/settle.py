@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .select import Pairs, entries_above, rank_in_rows, row_floor
+from .select import Pairs, entries_above, group_maxima, most, rank_in_rows, row_floor
 
 Exact = Callable[[Pairs], Tensor]
 """Float64 pre-activations [nnz] of the pairs."""
@@ -66,7 +66,8 @@ def settled_rows(a: Tensor, k: Tensor, band: Tensor, exact: Exact) -> Pairs:
     """The ``k[b]`` truly largest positive entries of every row of ``a [n, d_sae]``; ``band [n, 1]``."""
     n = len(a)
     k = k.clamp(0, a.shape[1])
-    pairs = entries_above(a, row_floor(a, k) - 2 * band)
+    heads = group_maxima(a, most(k))
+    pairs = entries_above(a, row_floor(a, k, heads) - 2 * band, heads)
     values = a[pairs.rows, pairs.features].double()
     rank = rank_in_rows(pairs, values, n)
     # The boundary of a row: its k-th value, or zero where fewer entries are positive.
