@@ -18,7 +18,16 @@ import torch
 from torch import Tensor
 
 from .running import Found, joined
-from .select import Pairs, entries_above, first_of, kth_bound, rank_in_rows, sampled_floor
+from .select import (
+    Pairs,
+    entries_above,
+    first_of,
+    group_maxima,
+    kth_bound,
+    most,
+    rank_in_rows,
+    sampled_floor,
+)
 
 Exact = Callable[[Pairs], Tensor]
 RowsAbove = Callable[[Tensor, float], Found]
@@ -57,10 +66,11 @@ def screened_rows(rough: Tensor, k: Tensor, band: Tensor, dots: Exact) -> tuple[
         dots: float32 values [nnz] of pairs.
     """
     ordered = rough.view(torch.int16)  # among numbers above zero bits order as numbers do, in half the time
-    kth = kth_bound(ordered, k)[:, 0].contiguous().view(torch.bfloat16).float()
+    heads = group_maxima(ordered, most(k))
+    kth = kth_bound(ordered, k, heads)[:, 0].contiguous().view(torch.bfloat16).float()
     # A guess that the true k-th entry reaches; whatever is as large must show above it less the error.
     least = (kth * (1 - UNIT) - band / 8).masked_fill(k <= 0, torch.inf)
-    pairs, undecided = _may_reach(ordered, least, band)
+    pairs, undecided = _may_reach(ordered, least, band, heads)
     values = dots(pairs)
     rank = rank_in_rows(pairs, values, len(k))
     reached = torch.zeros_like(k).index_add_(0, pairs.rows, (values >= least[pairs.rows]).long())
@@ -79,7 +89,8 @@ def screened_batch(rough: Tensor, m: int, band: Tensor, dots: Exact, rows_above:
     if not least > 0:
         return None
     ordered = rough.view(torch.int16)
-    pairs, undecided = _may_reach(ordered, band.new_full((len(band),), least), band)
+    heads = group_maxima(ordered, -(-m // len(band)))
+    pairs, undecided = _may_reach(ordered, band.new_full((len(band),), least), band, heads)
     found = Found(pairs, dots(pairs))
     if undecided.any():
         found = joined([found, rows_above(undecided, least)])
@@ -88,7 +99,7 @@ def screened_batch(rough: Tensor, m: int, band: Tensor, dots: Exact, rows_above:
     return found.take(first_of(found.values, m))
 
 
-def _may_reach(ordered: Tensor, least: Tensor, band: Tensor) -> tuple[Pairs, Tensor]:
+def _may_reach(ordered: Tensor, least: Tensor, band: Tensor, heads: Tensor | None) -> tuple[Pairs, Tensor]:
     """Entries that may truly be ``least [n]`` or more, and [n] bool the rows where that may be any entry.
 
     Infinity asks for none of a row.
@@ -99,7 +110,7 @@ def _may_reach(ordered: Tensor, least: Tensor, band: Tensor) -> tuple[Pairs, Ten
     bits = down.view(torch.int16)
     # Rounded down, and one step more, so that "strictly above" keeps the floor itself.
     bits = torch.where(down.isinf(), bits, bits - (down > floor).to(bits.dtype) - 1)
-    return entries_above(ordered, bits[:, None]), undecided
+    return entries_above(ordered, bits[:, None], heads), undecided
 
 
 def _blocks(a: Tensor, b: Tensor) -> zip[tuple[Tensor, Tensor]]:
