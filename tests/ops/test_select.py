@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from apportion.ops import select
 from apportion.ops.select import (
     entries_above,
     first_in_rows,
@@ -72,6 +73,22 @@ def test_groups_of_neighbours_lead_to_the_same_entries(shape, grain, seed, shift
         assert torch.equal(torch.stack(got), want.T)
     m = data.draw(st.integers(0, 2 * shape[0]))
     assert as_set(select_batch(a, m)) == batch_by_sorting(a, m)
+
+
+def test_a_nan_hides_no_entry_of_its_group():
+    a = matrix((6, 512), 0, 0)
+    a[:, 70] = torch.nan
+    finite = a.nan_to_num(nan=-1.0)
+    heads = group_maxima(a, 1)
+    assert heads is not None and heads.isnan().any()
+    assert torch.equal(torch.stack(entries_above(a, 2.5, heads)), (finite > 2.5).nonzero().T)
+
+
+def test_groups_are_gathered_a_few_at_a_time(monkeypatch):
+    a = matrix((40, 512), 0, 3)
+    monkeypatch.setattr(select, "_CHUNK_BYTES", 64 * 4 * 3)
+    floor = a.topk(2, dim=1).values[:, 1:]
+    assert torch.equal(torch.stack(entries_above(a, floor, group_maxima(a, 2))), (a > floor).nonzero().T)
 
 
 def test_there_are_no_groups_where_they_would_be_small_or_memory_is_not_in_order():

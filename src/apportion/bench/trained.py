@@ -36,7 +36,7 @@ def bench_trained(folder: str | Path, source: Source, *, rounds: int = 15) -> li
         ``d_sae`` and ``batch``.
 
     Raises:
-        InvalidConfig: ``rounds`` is less than 2.
+        InvalidConfig: ``rounds`` is less than 2, or a newer version trained it.
         InvalidInput: the folder has no checkpoint, or ``source`` has other rows.
         InvalidCheckpoint: the folder is no training's, or the checkpoint is damaged.
     """

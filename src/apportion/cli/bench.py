@@ -14,7 +14,7 @@ from ..bench.oracle import bench_oracle
 from ..bench.soft_top_k import bench_soft_top_k
 from ..bench.step import bench_step
 from ..bench.trained import bench_trained
-from ..errors import InvalidConfig
+from ..errors import InvalidCheckpoint, InvalidConfig
 from ..training.plan import read_plan
 from .output import import_plugins, names_in, say, show
 
@@ -107,7 +107,9 @@ class Bench:
         known = read_plan(Path(self.runs)).source
         names = ("module", "heldout", "split_seed", "last_only")
         settings = {name: known[name] for name in names if name in known}
-        source = StoreSource(self.data, max_rows=known.get("rows"), **settings)
+        if not isinstance(rows := known.get("rows"), int):
+            raise InvalidCheckpoint(f"{self.runs}/train.json says rows = {rows!r}; it was damaged, copy it again")
+        source = StoreSource(self.data, max_rows=rows, **settings)
         rows = bench_trained(self.runs, source, rounds=15 if self.rounds is None else self.rounds)
         _warn_if_noisy(rows)
         show(rows, self.json)

@@ -67,7 +67,8 @@ class Everything(NamedTuple):
 def group_maxima(a: Tensor, k: int) -> Tensor | None:
     """[n, g]: the maxima of groups of neighbouring entries of a row, several times ``k`` of them.
 
-    None where there are too few columns for that, or better ways.
+    None where there are too few columns for that, or better ways. Where neighbours are alike, as in the first
+    prefix of a Matryoshka dictionary, fewer groups are large: a bound from them is lower, and leaves more to see.
     """
     d_sae = a.shape[1]
     if a.numel() and a.is_contiguous() and not kernels.on_card(a):
@@ -82,10 +83,11 @@ def entries_above(a: Tensor, floor: Tensor | float, heads: Tensor | None = None)
     """All entries of ``a [n, d_sae]`` strictly above ``floor`` (a number, [n, 1] or [d_sae]).
 
     Args:
-        heads: ``group_maxima`` of ``a``, if the caller has them and ``floor`` is a number or [n, 1]: groups
+        heads: ``group_maxima`` of ``a``, if the caller has them: unless there is a floor per feature, groups
             without such an entry need no look.
     """
-    if heads is not None and (pairs := _above_in_groups(a, floor, heads)) is not None:
+    per_feature = isinstance(floor, Tensor) and floor.ndim == 1
+    if heads is not None and not per_feature and (pairs := _above_in_groups(a, floor, heads)) is not None:
         return pairs
     if a.is_floating_point() and kernels.on_card(a):
         from .kernels.largest import list_above
@@ -114,22 +116,25 @@ def _above_in_groups(a: Tensor, floor: Tensor | float, heads: Tensor) -> Pairs |
     """``entries_above`` from the groups that have one; None if these are many."""
     d_sae, per_row = a.shape[1], heads.shape[1]
     span = d_sae // per_row
-    groups = _nonzero(heads > floor)
+    groups = _nonzero((heads <= floor).logical_not_())  # so that a NaN hides no entry beside it
     if len(groups) * _FEW > heads.numel():
         return None
-    bound = floor
-    if isinstance(floor, Tensor) and floor.ndim == 2:
-        bound = floor.index_select(0, torch.div(groups, per_row, rounding_mode="floor"))
-    place = _nonzero(a.view(-1, span).index_select(0, groups) > bound)
-    group = torch.div(place, span, rounding_mode="floor")
-    flat = groups.index_select(0, group) * span + (place - group * span)
+    found = []
+    for some in groups.split(_CHUNK_BYTES // (span * a.itemsize)):
+        bound = floor
+        if isinstance(floor, Tensor) and floor.ndim == 2:
+            bound = floor.index_select(0, torch.div(some, per_row, rounding_mode="floor"))
+        place = _nonzero(a.view(-1, span).index_select(0, some) > bound)
+        group = torch.div(place, span, rounding_mode="floor")
+        found.append(some.index_select(0, group) * span + (place - group * span))
+    flat = found[0] if len(found) == 1 else torch.cat(found)
     rows = torch.div(flat, d_sae, rounding_mode="floor")
     return Pairs(rows, flat - rows * d_sae)
 
 
 def _nonzero(mask: Tensor) -> Tensor:
     """Flat positions of the true entries of a sparse contiguous mask, ascending."""
-    flat = mask.view(-1)
+    flat = mask.reshape(-1)
     if mask.device.type != "cpu" or len(flat) % 8:
         return flat.nonzero().squeeze(1)
     words = flat.view(torch.int64).nonzero().squeeze(1)  # eight entries at a look
@@ -223,7 +228,7 @@ def select_rows(a: Tensor, k: Tensor) -> Pairs:
 def mark_rows(a: Tensor, k: int) -> Tensor:
     """[n, d_sae] bool: which entries are among the ``k`` largest of their row, as ``select_rows`` lists them.
 
-    For matrices of which a good part is chosen.
+    For matrices of which a good part is chosen; ``k`` and ``d_sae`` are at least 1.
     """
     k = min(k, a.shape[1])
     kth = a.kthvalue(a.shape[1] - k + 1, dim=1, keepdim=True).values

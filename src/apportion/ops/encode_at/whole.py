@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 class _EncodeWhole(torch.autograd.Function):
@@ -25,6 +26,7 @@ class _EncodeWhole(torch.autograd.Function):
         return pre.view_as(pre)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         weight, centred = ctx.saved_tensors
         needs_x, needs_weight, needs_b_enc, needs_b_dec = ctx.needs_input_grad[:4]
