@@ -156,9 +156,15 @@ def draw(rows: dict[str, Row]) -> None:
         points = sweep(rows, name, RECIPES[0], "product_s")
         one.loglog(*zip(*points, strict=True), marker=".", color="0.5", linestyle=":", label="the product alone")
         one.set(xlabel=name)
+        one.set_xticks([size for size, _ in points], [_short(int(size)) for size, _ in points])
+        one.minorticks_off()
     axes[0].set(ylabel="seconds")
     axes[0].legend(fontsize="small")
     figure.savefig(PLOT)
+
+
+def _short(size: int) -> str:
+    return f"{size // 1024}k" if size >= 1024 else str(size)
 
 
 if __name__ == "__main__":
