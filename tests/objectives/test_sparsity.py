@@ -226,21 +226,17 @@ def led(config, n_steps):
 @pytest.mark.parametrize("k", [4.0, 6.0, 12.0])
 @pytest.mark.parametrize("recipe", ["relu_l1", "p_anneal", "jump_relu", "gated"])
 def test_training_ends_at_k_and_stays_there(recipe, k):
-    n_steps, ends, swings = 2000, [], []
-    for seed in (0, 1):
-        counts, run = led(find_recipe(recipe).make(24, 96, k, seed), n_steps)
-        last = counts[-n_steps // 10 :]
-        ends.append(float(last.mean()) / k)
-        fresh = tokens(2048, torch.Generator().manual_seed(2))
-        noise = run.sae.trace(fresh, Clock(n_steps - 1, n_steps)).code.counts().double().std() / math.sqrt(128)
-        swings.append(float(last.double().std() / noise))
-        (report,) = [one.report() for one in run.losses if one.name == "sparsity"]
-        assert report["price"] > 0 and report["l0"] == pytest.approx(k, rel=0.1)
-        assert report["k"] == k and report["at_bound"] is False
+    n_steps = 2000
+    counts, run = led(find_recipe(recipe).make(24, 96, k, 0), n_steps)
+    last = counts[-n_steps // 10 :]
     # An eighth of all features is much for a penalty whose exponent falls: it ends at 0.988 k.
-    assert (0.98 if (recipe, k) == ("p_anneal", 12.0) else 0.99) < sum(ends) / 2 < 1.03
-    # Of one run this is known to a tenth.
-    assert sum(swings) / 2 < 1.2, f"L0 moves by {swings} of what batches of 128 explain"
+    assert (0.98 if (recipe, k) == ("p_anneal", 12.0) else 0.99) < float(last.mean()) / k < 1.03
+    fresh = tokens(2048, torch.Generator().manual_seed(2))
+    noise = run.sae.trace(fresh, Clock(n_steps - 1, n_steps)).code.counts().double().std() / math.sqrt(128)
+    assert float(last.double().std()) < 1.25 * float(noise), "L0 moves by more than a batch of 128 explains"
+    (report,) = [one.report() for one in run.losses if one.name == "sparsity"]
+    assert report["price"] > 0 and report["l0"] == pytest.approx(k, rel=0.1)
+    assert report["k"] == k and report["at_bound"] is False
 
 
 def test_thresholds_that_start_too_high_end_at_k():

@@ -5,18 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..ops.row_blocks import row_blocks
-
 
 @torch.no_grad()
 def project_gradient(W_dec: Tensor) -> None:
     """Take from ``W_dec.grad`` the part parallel to each direction, in place. Directions have unit length."""
     if W_dec.grad is None:
         return
-    for rows in row_blocks(W_dec):
-        gradient, direction = W_dec.grad[rows], W_dec[rows]
-        parallel = torch.linalg.vecdot(gradient, direction)
-        gradient.addcmul_(parallel[:, None], direction, value=-1)
+    parallel = torch.einsum("fd,fd->f", W_dec.grad, W_dec)
+    W_dec.grad.addcmul_(parallel[:, None], W_dec, value=-1)
 
 
 @torch.no_grad()
