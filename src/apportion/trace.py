@@ -13,7 +13,7 @@ from .code import Code
 from .ops.decode import decode
 from .ops.encode_at import encode_at, encode_whole
 from .ops.nested_error import nested_error
-from .ops.some_rows import some_rows
+from .ops.take_rows import take_rows
 from .workspace import Workspace
 
 if TYPE_CHECKING:
@@ -60,9 +60,9 @@ class Dictionary:
         """A dictionary of ``features [g]`` alone, whose gradients reach this one's parameters."""
         into = (self.weight.grad, self.W_dec.grad) if self.accumulate else (None, None)
         return Dictionary(
-            some_rows(self.weight, features, into[0]),
+            take_rows(self.weight, features, into[0]),
             self.b_enc[features],
-            some_rows(self.W_dec, features, into[1]),
+            take_rows(self.W_dec, features, into[1]),
             self.b_dec,
         )
 

@@ -6,8 +6,8 @@ import math
 
 import torch
 
+from apportion.ops.entries import entries_above
 from apportion.ops.profile import FLOOR, N_PROFILE, profile
-from apportion.ops.select import entries_above
 
 LEVEL = torch.tensor(0.2, dtype=torch.float64)
 

@@ -12,10 +12,11 @@ from ..clock import END, Clock
 from ..errors import InvalidInput
 from ..ops.contend import first_in_columns, first_of_all
 from ..ops.dots import dots_at
+from ..ops.entries import Everything, Pairs, entries_above
 from ..ops.rectified import rectified_means
 from ..ops.rectified import weigh as weigh_block
 from ..ops.running import Best, BestOfAll, BestOfRows, Found, joined
-from ..ops.select import Everything, Pairs, entries_above, first_in_rows
+from ..ops.select import first_in_rows
 from ..ops.select_columns import select_columns
 from ..ops.soft_top_k import SoftPairs, soft_pairs
 from ..ops.soft_top_k.solve import Threshold

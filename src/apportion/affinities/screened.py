@@ -10,9 +10,10 @@ from torch import Tensor
 from ..clock import END, Clock
 from ..ops.contend import first_of_all
 from ..ops.dots import dots_at
+from ..ops.entries import Everything, Pairs, entries_above
 from ..ops.running import Found, joined
 from ..ops.screen import screen_band, screened_batch, screened_rows
-from ..ops.select import Everything, Pairs, entries_above, select_rows
+from ..ops.select import select_rows
 from ..ops.soft_top_k import SoftPairs
 from ..trace import Dictionary
 from ..workspace import Workspace

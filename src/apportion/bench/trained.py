@@ -13,7 +13,7 @@ from ..clock import Clock
 from ..errors import InvalidConfig, InvalidInput
 from ..training import Run, TrainConfig, train_step
 from ..training.checkpoint import latest_checkpoint, load_checkpoint
-from ..training.plan import check_runs, read_plan
+from ..training.plan import check_runs, differing_rows, read_plan
 from ..workspace import Workspace
 from .timing import NOISE, products, spread, timed
 
@@ -70,13 +70,9 @@ def _resumed(folder: Path, source: Source) -> tuple[dict[str, Run], TrainConfig,
     """The runs as the last checkpoint has them, their stream's settings, and the rest of its state."""
     plan = read_plan(folder)
     check_runs(plan.runs, source, plan.settings)
-    known, own = (
-        {key: value for key, value in one.items() if key != "path"} for one in (plan.source, source.describe())
-    )
-    if known != own:
-        other = ", ".join(sorted(key for key in known | own if known.get(key) != own.get(key)))
+    if other := differing_rows(plan.source, source.describe()):
         raise InvalidInput(
-            f"{folder} was trained on other rows ({other} differ); give the source of its training"
+            f"{folder} was trained on other rows ({', '.join(other)} differ); give the source of its training"
         )
     checkpoint = latest_checkpoint(folder)
     if checkpoint is None:

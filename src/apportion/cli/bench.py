@@ -107,9 +107,9 @@ class Bench:
         known = read_plan(Path(self.runs)).source
         names = ("module", "heldout", "split_seed", "last_only")
         settings = {name: known[name] for name in names if name in known}
-        if not isinstance(rows := known.get("rows"), int):
-            raise InvalidCheckpoint(f"{self.runs}/train.json says rows = {rows!r}; it was damaged, copy it again")
-        source = StoreSource(self.data, max_rows=rows, **settings)
+        if not isinstance(most := known.get("rows"), int):
+            raise InvalidCheckpoint(f"{self.runs}/train.json says rows = {most!r}; it was damaged, copy it again")
+        source = StoreSource(self.data, max_rows=most, **settings)
         rows = bench_trained(self.runs, source, rounds=15 if self.rounds is None else self.rounds)
         _warn_if_noisy(rows)
         show(rows, self.json)

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from ..code import Code
-from ..ops.select import Pairs, rank_in_rows
+from ..ops.entries import Pairs
+from ..ops.select import rank_in_rows
 from .base import Json, Metric, MetricBatch
 
 _ENTRIES_AT_ONCE = 1 << 22  # of gathered directions

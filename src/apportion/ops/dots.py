@@ -7,7 +7,7 @@ import warnings
 import torch
 from torch import Tensor
 
-from .select import Pairs
+from .entries import Pairs
 from .spmm import group_by
 
 

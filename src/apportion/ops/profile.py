@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from .select import Pairs
+from .entries import Pairs
 
 FLOOR = math.sqrt(0.5)
 """Share of the level below which affinities do not count."""

@@ -13,7 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .select import Pairs, entries_above, first_of, rank_in_rows, select_batch, select_rows
+from .entries import Pairs, entries_above
+from .select import first_of, rank_in_rows, select_batch, select_rows
 
 
 class Found(NamedTuple):

@@ -17,17 +17,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from .entries import Pairs, entries_above, group_maxima
 from .running import Found, joined
-from .select import (
-    Pairs,
-    entries_above,
-    first_of,
-    group_maxima,
-    kth_bound,
-    most,
-    rank_in_rows,
-    sampled_floor,
-)
+from .select import first_of, kth_bound, most, rank_in_rows, sampled_floor
 
 Exact = Callable[[Pairs], Tensor]
 RowsAbove = Callable[[Tensor, float], Found]

@@ -13,7 +13,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .select import Pairs, entries_above, group_maxima, most, rank_in_rows, row_floor
+from .entries import Pairs, entries_above, group_maxima
+from .select import most, rank_in_rows, row_floor
 
 Exact = Callable[[Pairs], Tensor]
 """Float64 pre-activations [nnz] of the pairs."""

@@ -99,7 +99,7 @@ class Plan(NamedTuple):
 
 
 def read_plan(out: Path) -> Plan:
-    """What stands in the folder of a training, as this version reads it.
+    """What stands in the folder of a training; what an older version did not say is what it was then.
 
     Raises:
         InvalidCheckpoint: there is no training in ``out``, or not all of it.
@@ -118,31 +118,24 @@ def read_plan(out: Path) -> Plan:
     )
 
 
+def differing_rows(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """What two descriptions of a source say differently; where the store lies does not matter."""
+    keys = (one.keys() | other.keys()) - {"path"}
+    return sorted(key for key in keys if one.get(key) != other.get(key))
+
+
 def claim_folder(out: Path, configs: Mapping[str, RunConfig], source: Source, settings: TrainConfig) -> None:
     """Make ``out`` the folder of this training, or see that it already is."""
-    plan: dict[str, Any] = {
-        "format": FORMAT,
-        "version": VERSION,
-        "settings": settings.model_dump(mode="json"),
-        "source": source.describe(),
-        "runs": {name: config.model_dump(mode="json") for name, config in configs.items()},
-    }
+    plan = Plan(source.describe(), settings, dict(configs))
     where = out / "train.json"
     if where.exists():
-        found = read_json(where, "a training")
-        check_format(found, FORMAT, VERSION, where)
-        # Where the store lies does not matter, only what is in it.
-        for description in (found.get("source"), plan["source"]):
-            if isinstance(description, dict):
-                description.pop("path", None)
-        # A training that an older version began goes on with what the fields of this one are by default.
-        found["settings"] = TrainConfig.rewritten(found.get("settings"))
-        if isinstance(found.get("runs"), dict):
-            found["runs"] = {name: RunConfig.rewritten(run) for name, run in found["runs"].items()}
-        differing = sorted(key for key in plan if found.get(key) != plan[key])
+        found = read_plan(out)
+        differing = [key for key in ("runs", "settings") if getattr(found, key) != getattr(plan, key)]
+        if differing_rows(found.source, plan.source):
+            differing.append("source")
         if differing:
             raise InvalidConfig(
-                f"{out} holds a training with other {' and '.join(differing)}; "
+                f"{out} holds a training with other {' and '.join(sorted(differing))}; "
                 "repeat its arguments to go on, or choose another folder"
             )
         return
@@ -151,4 +144,11 @@ def claim_folder(out: Path, configs: Mapping[str, RunConfig], source: Source, se
     with storage(out):
         for name in configs:
             (out / name).mkdir(parents=True, exist_ok=True)
-    write_json(where, plan)
+    described = {
+        "format": FORMAT,
+        "version": VERSION,
+        "settings": settings.model_dump(mode="json"),
+        "source": plan.source,
+        "runs": {name: config.model_dump(mode="json") for name, config in configs.items()},
+    }
+    write_json(where, described)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from apportion.ops.select import entries_above, row_floor, select_batch, select_rows
+from apportion.ops.entries import entries_above
+from apportion.ops.select import row_floor, select_batch, select_rows
 from apportion.ops.select_columns import select_columns
 
 from ..test_select import as_set, batch_by_sorting, matrix, rows_by_sorting

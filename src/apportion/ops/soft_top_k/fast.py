@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .. import kernels
+from ..entries import Pairs
 from ..fresh import fresh_like
-from ..select import Pairs
 from .card import BY_KERNELS, threshold_on_card
 from .checks import checked
 from .entries import weighed

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from .. import kernels
-from ..select import Pairs, entries_above, kth_bound
+from ..entries import Pairs, entries_above
+from ..select import kth_bound
 from .card import threshold_on_card
 from .solve import Tail, Threshold, exp_, solve_sorted
 

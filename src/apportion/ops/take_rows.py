@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-class _SomeRows(torch.autograd.Function):
+class _TakeRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor, rows: Tensor, into: Tensor | None) -> Tensor:
         ctx.save_for_backward(rows)
@@ -23,7 +23,7 @@ class _SomeRows(torch.autograd.Function):
         return (None if ctx.into is not None else target), None, None
 
 
-def some_rows(weight: Tensor, rows: Tensor, into: Tensor | None = None) -> Tensor:
+def take_rows(weight: Tensor, rows: Tensor, into: Tensor | None = None) -> Tensor:
     """``weight[rows]``: [g, ...] of ``weight [r, ...]``, differentiable in ``weight``.
 
     Args:
@@ -31,4 +31,4 @@ def some_rows(weight: Tensor, rows: Tensor, into: Tensor | None = None) -> Tenso
         into: a gradient buffer shaped like ``weight``; the backward pass adds to it instead of returning a
             gradient for ``weight``.
     """
-    return _SomeRows.apply(weight, rows, into)  # type: ignore[no-any-return]
+    return _TakeRows.apply(weight, rows, into)  # type: ignore[no-any-return]

@@ -5,15 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from apportion.ops.some_rows import some_rows
+from apportion.ops.take_rows import take_rows
 
 
 @pytest.mark.parametrize("shape", [(7, 3), (7,)])
 def test_gradients_are_those_of_indexing(shape):
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
     rows = torch.tensor([6, 0, 3])
-    assert torch.equal(some_rows(weight, rows), weight[rows])
-    (got,) = torch.autograd.grad((some_rows(weight, rows) ** 3).sum(), weight)
+    assert torch.equal(take_rows(weight, rows), weight[rows])
+    (got,) = torch.autograd.grad((take_rows(weight, rows) ** 3).sum(), weight)
     (want,) = torch.autograd.grad((weight[rows] ** 3).sum(), weight)
     assert torch.equal(got, want)
 
@@ -21,6 +21,6 @@ def test_gradients_are_those_of_indexing(shape):
 def test_a_buffer_is_added_into_and_no_gradient_comes_back():
     weight = torch.ones(5, 2, requires_grad=True)
     buffer = torch.full((5, 2), 10.0)
-    (2 * some_rows(weight, torch.tensor([1, 4]), buffer)).sum().backward()
+    (2 * take_rows(weight, torch.tensor([1, 4]), buffer)).sum().backward()
     assert weight.grad is None
     assert buffer.tolist() == [[10, 10], [12, 12], [10, 10], [10, 10], [12, 12]]
