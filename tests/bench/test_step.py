@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
+import torch
 
 from apportion.bench.step import PARTS, bench_step
 from apportion.cli import main
@@ -54,6 +56,28 @@ def test_what_stands_in_place_of_reconstruction_is_in_every_row(monkeypatch):
     assert [row["recipe"] for row in rows] == ["matryoshka", "matryoshka+aux_k"]
     kinds = [[objective.kind for objective in config.objectives] for config in prepared]
     assert kinds == [["nested"], ["nested", "aux_k"]]
+
+
+def test_processor_seconds_leave_out_what_others_take(monkeypatch):
+    from apportion.bench import step
+
+    train_step, threads = step.train_step, torch.get_num_threads()
+    used = []
+
+    def beside_others(*args, **kwargs):
+        used.append(torch.get_num_threads())
+        time.sleep(0.05)
+        return train_step(*args, **kwargs)
+
+    monkeypatch.setattr(step, "train_step", beside_others)
+    sizes = {"d_in": 32, "d_sae": 256, "k": 4, "batch": 64, "rounds": 3}
+    assert all(row["step_s"] > 0.05 for row in bench_step(["token_choice"], **sizes))
+    used.clear()
+    assert all(0 < row["step_s"] < 0.05 for row in bench_step(["token_choice"], **sizes, processor=True))
+    assert used[-1] == 1
+    assert torch.get_num_threads() == threads
+    with pytest.raises(InvalidConfig, match="leave out parts"):
+        bench_step(["token_choice"], **sizes, processor=True, parts=True)
 
 
 def test_the_command_prints_json(capsys):

@@ -6,7 +6,9 @@ import json
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, Literal
 
 import torch
@@ -19,7 +21,7 @@ from ..spans import listening
 from ..training import Run, RunConfig, train_step
 from ..training.optimizers import state_bytes
 from .card import DTYPES, Dtype, check_device, probes, rates, work_of_step
-from .timing import NOISE, products, spread, timed
+from .timing import NOISE, one_thread, products, spread, timed
 
 PARTS = (
     *("zero_grad", "encode", "allocate", "decode", "losses", "backward"),
@@ -44,6 +46,7 @@ def bench_step(
     settings: Sequence[str] = (),
     device: Literal["cpu", "cuda"] = "cpu",
     dtype: Dtype = "float32",
+    processor: bool = False,
 ) -> list[dict[str, Any]]:
     """Time steps of each recipe, and the product ``x @ W_enc + b_enc``, interleaved.
 
@@ -54,6 +57,8 @@ def bench_step(
     A rule that comes to its k by a price is put there first, by a shift of the encoder's biases; a row of its
     own, ``RECIPE, dense``, is of its first steps, when about half of the affinities are above zero. ``settings``
     change a recipe, as ``RECIPE.FIELD=VALUE``. ``dtype`` is that of the product, in the steps and alone.
+    With ``processor`` times are the process's own seconds on one thread: what other work on the machine takes is
+    not in them.
 
     Returns:
         A row per recipe: ``recipe, step_s, product_s, ratio, tokens_per_s``; ``product_spread`` and ``noisy``
@@ -63,9 +68,14 @@ def bench_step(
         then the card's own.
 
     Raises:
-        InvalidConfig: a size is not positive, or ``device`` is not here or cannot give ``parts`` or ``memory``.
+        InvalidConfig: a size is not positive, ``device`` is not here or cannot give ``parts`` or ``memory``, or
+            ``processor`` is asked for together with ``parts`` or a card.
     """
     check_device(device, parts=parts, memory=memory)
+    if processor and (parts or device != "cpu"):
+        raise InvalidConfig(
+            "processor seconds are those of whole steps on the processor; leave out parts and other devices"
+        )
     if min(rounds, batch, d_in, d_sae) < 1:
         raise InvalidConfig(
             f"rounds = {rounds}, batch = {batch}, d_in = {d_in}, d_sae = {d_sae} must be positive"
@@ -80,7 +90,9 @@ def bench_step(
         runs |= _runs_of(name, config, x, aux_dead)
     floors = products(x.to(DTYPES[dtype]), d_sae)
     tops = probes(x.to(DTYPES[dtype])) if device != "cpu" else {}
-    times = _interleaved(runs, floors | tops, x, rounds)
+    clock = time.process_time if processor else time.perf_counter
+    with one_thread() if processor else nullcontext():
+        times = _interleaved(runs, floors | tops, x, rounds, clock)
     rows = [_row(name, times, list(floors), batch, run, x, parts, memory) for name, run in runs.items()]
     if tops:
         itemsize = DTYPES[dtype].itemsize
@@ -104,15 +116,19 @@ def _runs_of(name: str, config: RunConfig, x: Tensor, aux_dead: float) -> dict[s
 
 
 def _interleaved(
-    runs: Mapping[str, Run], others: Mapping[str, Callable[[], Tensor]], x: Tensor, rounds: int
+    runs: Mapping[str, Run],
+    others: Mapping[str, Callable[[], Tensor]],
+    x: Tensor,
+    rounds: int,
+    clock: Callable[[], float],
 ) -> dict[str, list[float]]:
     """Seconds of a step of every run, each after all the others, in so many rounds after two to warm up."""
     times: dict[str, list[float]] = {name: [] for name in (*others, *runs)}
     for round_number in range(rounds + 2):
         for name, run in runs.items():
             for label, other in others.items():
-                times[label].append(timed(other, x.device.type)[0])
-            times[name].append(_one_step(run, x))
+                times[label].append(timed(other, x.device.type, clock)[0])
+            times[name].append(_one_step(run, x, clock))
         if round_number == 1:
             times = {name: [] for name in times}
     return times
@@ -175,10 +191,10 @@ def _spend(run: Run, x: Tensor, k: float) -> None:
         low, high = (middle, high) if run.sae.trace(x).code.nnz < k * len(x) else (low, middle)
 
 
-def _one_step(run: Run, x: Tensor) -> float:
+def _one_step(run: Run, x: Tensor, clock: Callable[[], float] = time.perf_counter) -> float:
     """Seconds of a step with the same features dead as before it, whether or not it makes them fire."""
     dead, density = run.firing.dead(), run.firing.density.clone()
-    seconds, result = timed(lambda: train_step(run, x, _CLOCK), x.device.type)
+    seconds, result = timed(lambda: train_step(run, x, _CLOCK), x.device.type, clock)
     auxiliary = any(objective.auxiliary for objective in run.config.objectives)
     assert auxiliary == bool(dead.any()) and len(result.losses) >= len(run.objectives)
     run.firing.age.masked_fill_(dead, _OLD)

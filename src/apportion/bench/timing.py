@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -15,13 +16,15 @@ NOISE = 0.10
 """Spread of the product, as a share of its median, above which a run is called noisy."""
 
 
-def timed(work: Callable[[], _T], device: str = "cpu") -> tuple[float, _T]:
-    """Seconds that ``work`` takes on ``device``, and its result."""
+def timed(
+    work: Callable[[], _T], device: str = "cpu", clock: Callable[[], float] = time.perf_counter
+) -> tuple[float, _T]:
+    """Seconds that ``work`` takes on ``device``, by ``clock`` unless the card has its own, and its result."""
     if device != "cpu":
         return _timed_by_card(work)
-    start = time.perf_counter()
+    start = clock()
     result = work()
-    return time.perf_counter() - start, result
+    return clock() - start, result
 
 
 def _timed_by_card(work: Callable[[], _T]) -> tuple[float, _T]:
@@ -33,6 +36,17 @@ def _timed_by_card(work: Callable[[], _T]) -> tuple[float, _T]:
     end.record()
     end.synchronize()
     return start.elapsed_time(end) / 1000, result
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """A processor's seconds count waiting threads too, so what is timed by them runs on one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def products(x: Tensor, d_sae: int) -> dict[str, Callable[[], Tensor]]:

@@ -47,6 +47,8 @@ class Bench:
     """Also the parts of a step."""
     memory: bool = False
     """Also the peak memory of a step, in a fresh process, and what the optimiser keeps, in GB."""
+    processor: bool = False
+    """Time steps in the process's own seconds, on one thread: what else runs on the machine is not in them."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where the steps run; on cuda also operations and bytes per second beside the most that the card gives."""
     dtype: Literal["float32", "bf16"] = "float32"
@@ -66,6 +68,8 @@ class Bench:
             raise InvalidConfig(
                 f"--device and --dtype belong to 'bench step'; leave them out of 'bench {self.what}'"
             )
+        if self.what != "step" and self.processor:
+            raise InvalidConfig(f"--processor belongs to 'bench step'; leave it out of 'bench {self.what}'")
         if self.what != "trained" and (self.runs or self.data):
             raise InvalidConfig(
                 f"--runs and --data belong to 'bench trained'; leave them out of 'bench {self.what}'"
@@ -94,6 +98,7 @@ class Bench:
             settings=self.set,
             device=self.device,
             dtype=self.dtype,
+            processor=self.processor,
         )
         _warn_if_noisy(rows)
         show(rows, self.json)
