@@ -31,6 +31,7 @@ from apportion.activations.models import LoadedModel
 from apportion.activations.texts import Document
 from apportion.compare.fronts import at_l0
 from apportion.config import Config
+from apportion.downstream import Downstream
 from apportion.metrics.intervals import Interval, over_seeds
 
 RESULTS = HERE / "results" / "quality.jsonl"
@@ -129,11 +130,12 @@ def run_source(suite: Suite, name: str, base: Path, results: Path) -> None:
     capture_to_store(model, [spec.module], documents, store, progress=True)
     source = ap.StoreSource(store, heldout=suite.heldout)
     guides = guides_of(suite, base, documents, source, model)
+    downstream = Downstream(source, model, limit=min(suite.downstream_tokens, suite.evaluate_tokens))
     for seed, guide in product(suite.seeds, dict.fromkeys(variant_of(suite, r).guide for r in suite.recipes)):
         jobs = unfinished(suite, name, guide, seed, source, results)
         if jobs:
             taught = source if guide is None or guides is None else guides.guided(guide)
-            run_seed(suite, seed, jobs, taught, source, model, results)
+            run_seed(suite, seed, jobs, taught, source, downstream, results)
 
 
 def guides_of(
@@ -229,7 +231,7 @@ def run_seed(
     jobs: dict[str, Job],
     taught: ap.Source,
     source: ap.StoreSource,
-    model: LoadedModel,
+    downstream: Downstream,
     results: Path,
 ) -> None:
     """Train the missing rows of a seed together, then evaluate and append them one by one.
@@ -247,9 +249,7 @@ def run_seed(
         if run not in jobs:
             continue
         key, identity = jobs[run]
-        measures = ap.evaluate(
-            sae, source, limit=suite.evaluate_tokens, model=model, downstream_limit=suite.downstream_tokens
-        )
+        measures = ap.evaluate(sae, source, limit=suite.evaluate_tokens) | downstream.of(sae)
         training, calibration = sae.metadata["training"], sae.metadata["calibration"]
         row = {
             "key": key,

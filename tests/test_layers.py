@@ -19,14 +19,17 @@ LAYERS: dict[str, int] = {
     "sae": 30,
     **dict.fromkeys(("objectives", "metrics", "io"), 40),
     **dict.fromkeys(("activations", "complexity"), 40),
-    **dict.fromkeys(("calibrate", "training", "evaluate", "analysis", "compare"), 50),
+    **dict.fromkeys(("calibrate", "training", "downstream", "evaluate", "analysis", "compare"), 50),
     **dict.fromkeys(("recipes", "bench", "report", "cli"), 60),
     **dict.fromkeys(("__init__", "__main__"), 70),
 }
 NOT_EACH_OTHER = {"objectives", "metrics", "io", "activations", "complexity"}
 ON_LAYER_0 = {"activations", "complexity"}
 ONLY_THE_CONTRACT = {"sae": "allocators.base"}
-NO_NAMED_RULE = {"sae", "calibrate", "training", "evaluate", "analysis", "compare", "objectives", "metrics", "io"}
+NO_NAMED_RULE = {
+    *("sae", "calibrate", "training", "downstream", "evaluate", "analysis", "compare"),
+    *("objectives", "metrics", "io"),
+}
 OPTIONAL = {
     "transformers": {"activations/models.py"},
     "datasets": {"activations/texts.py"},

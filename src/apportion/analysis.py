@@ -15,8 +15,9 @@ from .activations.labels import LabelledSource
 from .activations.source import Batch, Source, Split
 from .activations.splits import Bools, Ints
 from .complexity import Scores
+from .downstream import ContextSource, device_of
 from .errors import InvalidInput
-from .evaluate import ContextSource, device_of, reblock
+from .evaluate import reblock
 from .metrics import (
     Classes,
     Codec,

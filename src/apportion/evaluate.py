@@ -8,20 +8,17 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
-from .activations.capture import patched
-from .activations.contexts import Contexts
 from .activations.models import LoadedModel
 from .activations.source import BLOCK_ROWS, Batch, Source, Split
 from .affinities import Ordered
 from .code import Code
+from .downstream import Downstream, device_of
 from .errors import InvalidInput
 from .metrics import (
-    CausalDownstream,
     Codec,
-    EncoderDownstream,
     FeatureDensity,
     Json,
     Metric,
@@ -33,20 +30,6 @@ from .metrics import (
     Sparsity,
 )
 from .trace import Dictionary, Trace
-
-CAUSAL_CONTEXTS, ENCODER_CONTEXTS = 8, 32
-"""Contexts that a patched model reads at once: three sets of logits, or of hidden states, are held together."""
-
-
-@runtime_checkable
-class ContextSource(Protocol):
-    """A source that can also show the texts behind its activations."""
-
-    @property
-    def module(self) -> str:
-        """Path of the module whose output the activations are."""
-
-    def contexts(self, split: Split, batch_size: int, limit_rows: int | None = None) -> Iterator[Contexts]: ...
 
 
 @runtime_checkable
@@ -91,6 +74,7 @@ def evaluate(
         limit: measure only the first so many rows.
         model: the model that ``source`` was captured from. With it, the module's kept positions are
             replaced by reconstructions and by zeros, and what that does to the output is measured too.
+            ``Downstream`` does that for many SAEs in less time.
         downstream_limit: rows for that (a context is always finished), at most ``limit``; ``None`` for all.
         oracle: also measure how well the rule spends its budget, beside the best split with up to so many
             features per token, such as 256; ``None`` for not at all.
@@ -118,17 +102,11 @@ def evaluate(
             f"the source has activations of width {source.d_in} and the SAE reads width {sae.d_in}; "
             "evaluate it on the module it was trained on"
         )
-    if model is not None and not isinstance(source, ContextSource):
-        raise InvalidInput(
-            f"a model was given but a {type(source).__name__} has no contexts to feed it; "
-            "leave the model out or evaluate on a store of captured text"
-        )
+    limits = [rows for rows in (limit, downstream_limit) if rows is not None]
+    downstream = None if model is None else Downstream(source, model, split, min(limits, default=None))
     with torch.no_grad():
         result = _on_activations(sae, source, split, limit, oracle, per_document, progress)
-        if model is not None and isinstance(source, ContextSource):
-            limits = [rows for rows in (limit, downstream_limit) if rows is not None]
-            result |= _in_model(sae, source, model, split, min(limits, default=None), progress)
-    return result
+    return result if downstream is None else result | downstream.of(sae, progress=progress)
 
 
 def reblock(batches: Iterable[Batch], rows: int = BLOCK_ROWS) -> Iterator[Batch]:
@@ -237,64 +215,6 @@ def _order(sae: Codec, k_max: int | None, metrics: list[Metric]) -> Callable[[Tr
     dictionary = sae.dictionary()
     metrics.append(Oracle(dictionary.W_dec, dictionary.b_dec))
     return lambda trace: sae.order(trace, k_max)
-
-
-def _in_model(
-    sae: Codec,
-    source: ContextSource,
-    loaded: LoadedModel,
-    split: Split,
-    limit: int | None,
-    progress: bool,
-) -> dict[str, Json]:
-    causal, encoder = CausalDownstream(), EncoderDownstream()
-    batches = source.contexts(split, CAUSAL_CONTEXTS if loaded.causal else ENCODER_CONTEXTS, limit)
-    for contexts in tqdm(batches, desc="downstream", unit="batch", disable=not progress):
-        inputs = contexts.inputs(loaded.device)
-        keep = contexts.keep.to(loaded.device)
-        clean = _output(loaded, inputs)
-        with patched(loaded.model, source.module, _replacing(keep, lambda rows: _restore(sae, rows))):
-            restored = _output(loaded, inputs)
-        with patched(loaded.model, source.module, _replacing(keep, torch.zeros_like)):
-            zeroed = _output(loaded, inputs)
-        if loaded.causal:
-            causal.update(clean_logits=clean, patched_logits=restored, zero_logits=zeroed, keep=keep, **inputs)
-        else:
-            encoder.update(clean=clean, patched=restored, zero=zeroed, keep=keep)
-    return causal.result() if loaded.causal else encoder.result()
-
-
-def _output(loaded: LoadedModel, inputs: dict[str, Tensor]) -> Tensor:
-    """Logits [c, L, vocabulary] of a causal model, else the last hidden state [c, L, d]."""
-    output = loaded.model(**inputs)
-    tensor: Tensor = output.logits if loaded.causal else output.last_hidden_state
-    return tensor
-
-
-def _replacing(keep: Tensor, fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """Apply ``fn`` to the kept rows of a hidden state [c, L, d]; the others and its dtype stay."""
-
-    def replace(hidden: Tensor) -> Tensor:
-        changed = hidden.clone()
-        changed[keep] = fn(hidden[keep]).to(hidden.device, hidden.dtype)
-        return changed
-
-    return replace
-
-
-def _restore(sae: Codec, rows: Tensor) -> Tensor:
-    if rows.shape[-1] != sae.d_in:
-        raise InvalidInput(
-            f"the model's module gives width {rows.shape[-1]} and the SAE reads width {sae.d_in}; "
-            "pass the model that the source was captured from"
-        )
-    return sae.decode(sae.encode(rows.to(device_of(sae), torch.float32)))
-
-
-def device_of(sae: Codec) -> torch.device:
-    """Where ``sae`` runs: its parameters' device, the CPU if it has none."""
-    first = next(sae.parameters(), None) if isinstance(sae, nn.Module) else None
-    return torch.device("cpu") if first is None else first.device
 
 
 def _now(device: torch.device) -> float:

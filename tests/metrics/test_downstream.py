@@ -116,6 +116,21 @@ def test_refusals() -> None:
         measure({**batch, "patched_logits": torch.full((C, L, V), torch.nan)})
 
 
+def test_another_over_the_same_contexts_needs_no_zeroed_run() -> None:
+    batches = [made_up(seed) for seed in range(3)]
+    first = CausalDownstream()
+    for batch in batches:
+        first.update(**batch)
+    second = first.again()
+    for batch in batches:
+        second.update(**{**batch, "zero_logits": None})
+    assert second.result() == first.result()
+    with pytest.raises(InvalidInput, match="given again"):
+        second.update(**batches[0])
+    with pytest.raises(InvalidInput, match="is missing"):
+        CausalDownstream().update(**{**batches[0], "zero_logits": None})
+
+
 def test_zeroing_without_effect_leaves_the_score_undefined() -> None:
     batch = made_up()
     assert measure({**batch, "zero_logits": batch["clean_logits"]})["ce_score"] is None

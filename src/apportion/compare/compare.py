@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..activations.models import LoadedModel
 from ..activations.source import Source
+from ..downstream import Downstream
 from ..errors import ApportionError, InvalidInput
 from ..evaluate import evaluate
 from ..io import load_sae
@@ -65,6 +66,8 @@ def compare(
     """
     if not saes:
         raise InvalidInput("there are 0 SAEs to compare; give at least one")
+    limits = [rows for rows in (limit, downstream_limit) if rows is not None]
+    downstream = None if model is None else Downstream(source, model, limit=min(limits, default=None))
     spread = _spread_by_document(source, limit)
     found: dict[str, _Found] = {}
     left_out: dict[str, str] = {}
@@ -78,12 +81,12 @@ def compare(
                 sae,
                 source,
                 limit=limit,
-                model=model,
-                downstream_limit=downstream_limit,
                 oracle=oracle,
                 per_document=spread is not None,
                 progress=progress,
             )
+            if downstream is not None:
+                measures |= downstream.of(sae, progress=progress)
             found[name] = _Found.of(name, sae, measures)
         except Exception as error:  # a rule from outside may fail in any way, and the others are hours of work
             left_out[name] = _reason(error)

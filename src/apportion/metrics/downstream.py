@@ -25,19 +25,29 @@ class CausalDownstream:
     runs. ``ce_score`` = (ce_zero − ce_patched) / (ce_zero − ce_clean): exactly 1 when patched logits equal
     clean ones, exactly 0 when they equal those of zeroed states, ``None`` when zeroing changes nothing.
     ``kl`` is KL(clean ‖ patched). ``downstream_tokens`` counts positions.
+
+    The zeroed run is the same whatever is put in place of the hidden states: ``again`` gives an accumulator for
+    another dictionary over the same contexts that needs it no more.
     """
 
     def __init__(self) -> None:
         self._n = 0
+        self._knows_zero = False
         # One running sum per run, all added to in one order: equal logits give equal sums, to the bit.
         self._clean = self._patched = self._zero = self._kl = 0.0
+
+    def again(self) -> CausalDownstream:
+        """One for the same contexts, in the same order, that has the zeroed run's sum from here."""
+        other = CausalDownstream()
+        other._zero, other._knows_zero = self._zero, True
+        return other
 
     def update(
         self,
         *,
         clean_logits: Tensor,
         patched_logits: Tensor,
-        zero_logits: Tensor,
+        zero_logits: Tensor | None,
         input_ids: Tensor,
         keep: Tensor,
         attention_mask: Tensor,
@@ -45,15 +55,16 @@ class CausalDownstream:
         """Add a batch of contexts.
 
         Args:
-            clean_logits, patched_logits, zero_logits: [c, L, vocabulary].
+            clean_logits, patched_logits, zero_logits: [c, L, vocabulary]; no ``zero_logits`` after ``again``.
             input_ids: [c, L] int64.
             keep: [c, L] bool, where the hidden state was replaced.
             attention_mask: [c, L], not 0 at real tokens.
 
         Raises:
-            InvalidInput: the shapes do not fit together.
+            InvalidInput: the shapes do not fit together, or the zeroed run is missing or given twice.
         """
-        _check_equal("logits", clean_logits, patched_logits, zero_logits)
+        _check_zero(zero_logits, self._knows_zero)
+        _check_equal("logits", clean_logits, patched_logits, *(() if zero_logits is None else (zero_logits,)))
         _check_equal("masks and input_ids", input_ids, keep, attention_mask, clean_logits[..., 0])
         real = attention_mask.bool()
         scored = (keep.bool() & real)[:, :-1] & real[:, 1:]
@@ -63,10 +74,11 @@ class CausalDownstream:
             target = input_ids[row, column + 1, None]
             clean = _log_probabilities(clean_logits[row, column])
             patched = _log_probabilities(patched_logits[row, column])
-            zero = _log_probabilities(zero_logits[row, column])
             self._clean -= float(clean.gather(1, target).sum())
             self._patched -= float(patched.gather(1, target).sum())
-            self._zero -= float(zero.gather(1, target).sum())
+            if zero_logits is not None:
+                zero = _log_probabilities(zero_logits[row, column])
+                self._zero -= float(zero.gather(1, target).sum())
             self._kl += float(_divergence(clean, patched))
             self._n += len(row)
 
@@ -100,30 +112,39 @@ class EncoderDownstream:
 
     ``hidden_error`` = Σ‖h_patched − h_clean‖² / Σ‖h_clean − mean h_clean‖² in float64, exactly 0 when
     patching changes nothing; ``hidden_error_zero`` the same for zeroed states; ``downstream_tokens`` counts
-    positions.
+    positions. ``again`` is as that of ``CausalDownstream``.
     """
 
     def __init__(self) -> None:
         self._spread = Moments()
         self._patched = self._zero = 0.0
+        self._knows_zero = False
 
-    def update(self, *, clean: Tensor, patched: Tensor, zero: Tensor, keep: Tensor) -> None:
+    def again(self) -> EncoderDownstream:
+        """One for the same contexts, in the same order, that has the zeroed run's sum from here."""
+        other = EncoderDownstream()
+        other._zero, other._knows_zero = self._zero, True
+        return other
+
+    def update(self, *, clean: Tensor, patched: Tensor, zero: Tensor | None, keep: Tensor) -> None:
         """Add a batch of contexts.
 
         Args:
-            clean, patched, zero: [c, L, d] final hidden states.
+            clean, patched, zero: [c, L, d] final hidden states; no ``zero`` after ``again``.
             keep: [c, L] bool, where the hidden state was replaced.
 
         Raises:
-            InvalidInput: the shapes do not fit together.
+            InvalidInput: the shapes do not fit together, or the zeroed run is missing or given twice.
         """
-        _check_equal("final hidden states", clean, patched, zero)
+        _check_zero(zero, self._knows_zero)
+        _check_equal("final hidden states", clean, patched, *(() if zero is None else (zero,)))
         _check_equal("keep", keep, clean[..., 0])
         at = keep.bool()
         reference = wide(clean[at])
         self._spread.update(reference)
         self._patched += float((wide(patched[at]) - reference).square().sum())
-        self._zero += float((wide(zero[at]) - reference).square().sum())
+        if zero is not None:
+            self._zero += float((wide(zero[at]) - reference).square().sum())
 
     def result(self) -> dict[str, Json]:
         """``hidden_error``, ``hidden_error_zero``, ``downstream_tokens``.
@@ -146,6 +167,15 @@ def _divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
     """Σ over rows of KL(p ‖ q); entries with p = 0 add nothing, also where both logarithms are −∞."""
     p = log_p.exp()
     return torch.where(p > 0, p * (log_p - log_q), 0.0).sum()
+
+
+def _check_zero(zero: Tensor | None, known: bool) -> None:
+    if (zero is None) != known:
+        raise InvalidInput(
+            "the zeroed run was given again, leave it out after `again`"
+            if known
+            else "the zeroed run is missing, only an accumulator from `again` knows it; give it"
+        )
 
 
 def _check_equal(what: str, *tensors: Tensor) -> None:

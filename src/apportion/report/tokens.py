@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from ..activations.contexts import Contexts
 from ..activations.models import LoadedModel, load_tokenizer
 from ..activations.source import Source
+from ..downstream import ContextSource
 from ..errors import ApportionError, InvalidInput
-from ..evaluate import ContextSource
 
 Ints = NDArray[np.int64]
 

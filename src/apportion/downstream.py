@@ -1,0 +1,135 @@
+"""Run the model of a source with its states as a dictionary restores them, and measure what it still does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from .activations.capture import patched
+from .activations.contexts import Contexts
+from .activations.models import LoadedModel
+from .activations.source import Source, Split
+from .errors import InvalidInput
+from .metrics import CausalDownstream, Codec, EncoderDownstream, Json
+
+CAUSAL_CONTEXTS, ENCODER_CONTEXTS = 8, 32
+"""Contexts that a patched model reads at once: three sets of logits, or of hidden states, are held together."""
+KEPT_BYTES = 2**30
+"""Of the outputs of the model as it is, so much is kept for the next dictionary, where the model runs."""
+
+
+@runtime_checkable
+class ContextSource(Protocol):
+    """A source that can also show the texts behind its activations."""
+
+    @property
+    def module(self) -> str:
+        """Path of the module whose output the activations are."""
+
+    def contexts(self, split: Split, batch_size: int, limit_rows: int | None = None) -> Iterator[Contexts]: ...
+
+
+class Downstream:
+    """A model, the contexts that it is fed, and what it does with them as it is and with zeros.
+
+    The last two are the same for all dictionaries: the run with zeros is made once, and so is that of the model
+    as it is where its outputs fit into ``KEPT_BYTES``. That leaves one run of three to the second dictionary.
+
+    Args:
+        source: what was captured from ``model``; its module's kept positions are what is replaced.
+        limit: rows (a context is always finished), ``None`` for all.
+
+    Raises:
+        InvalidInput: the source has no contexts to feed the model.
+    """
+
+    def __init__(
+        self, source: Source, model: LoadedModel, split: Split = "evaluate", limit: int | None = None
+    ) -> None:
+        if not isinstance(source, ContextSource):
+            raise InvalidInput(
+                f"a model was given but a {type(source).__name__} has no contexts to feed it; "
+                "leave the model out or evaluate on a store of captured text"
+            )
+        self._source: ContextSource = source
+        self._model, self._split, self._limit = model, split, limit
+        self._first: CausalDownstream | EncoderDownstream | None = None
+        self._clean: list[Tensor] = []
+        self._room = KEPT_BYTES
+
+    @torch.no_grad()
+    def of(self, sae: Codec, progress: bool = False) -> dict[str, Json]:
+        """The results of ``CausalDownstream`` if the model predicts next tokens, else of ``EncoderDownstream``.
+
+        Raises:
+            InvalidInput: the module's states are not as wide as what ``sae`` reads, or there are none.
+        """
+        causal = self._model.causal
+        metric = self._first.again() if self._first else CausalDownstream() if causal else EncoderDownstream()
+        batches = self._source.contexts(self._split, CAUSAL_CONTEXTS if causal else ENCODER_CONTEXTS, self._limit)
+        for number, contexts in enumerate(tqdm(batches, desc="downstream", unit="batch", disable=not progress)):
+            inputs = contexts.inputs(self._model.device)
+            keep = contexts.keep.to(self._model.device)
+            clean = self._as_it_is(number, inputs)
+            restored = self._replaced(inputs, keep, lambda rows: _restore(sae, rows))
+            zeroed = None if self._first else self._replaced(inputs, keep, torch.zeros_like)
+            if isinstance(metric, CausalDownstream):
+                metric.update(
+                    clean_logits=clean, patched_logits=restored, zero_logits=zeroed, keep=keep, **inputs
+                )
+            else:
+                metric.update(clean=clean, patched=restored, zero=zeroed, keep=keep)
+        result = metric.result()
+        self._first = self._first or metric
+        return result
+
+    def _as_it_is(self, number: int, inputs: dict[str, Tensor]) -> Tensor:
+        """The output for a batch of contexts, from an earlier run if that was kept."""
+        if number < len(self._clean):
+            return self._clean[number]
+        output = self._output(inputs)
+        if number == len(self._clean) and output.nbytes <= self._room:
+            self._room -= output.nbytes
+            self._clean.append(output)
+        return output
+
+    def _replaced(self, inputs: dict[str, Tensor], keep: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:
+        """The output with ``fn`` applied to the kept rows of the module's states."""
+        with patched(self._model.model, self._source.module, _replacing(keep, fn)):
+            return self._output(inputs)
+
+    def _output(self, inputs: dict[str, Tensor]) -> Tensor:
+        """Logits [c, L, vocabulary] of a causal model, else the last hidden state [c, L, d]."""
+        output = self._model.model(**inputs)
+        tensor: Tensor = output.logits if self._model.causal else output.last_hidden_state
+        return tensor
+
+
+def _replacing(keep: Tensor, fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Apply ``fn`` to the kept rows of a hidden state [c, L, d]; the others and its dtype stay."""
+
+    def replace(hidden: Tensor) -> Tensor:
+        changed = hidden.clone()
+        changed[keep] = fn(hidden[keep]).to(hidden.device, hidden.dtype)
+        return changed
+
+    return replace
+
+
+def _restore(sae: Codec, rows: Tensor) -> Tensor:
+    if rows.shape[-1] != sae.d_in:
+        raise InvalidInput(
+            f"the model's module gives width {rows.shape[-1]} and the SAE reads width {sae.d_in}; "
+            "pass the model that the source was captured from"
+        )
+    return sae.decode(sae.encode(rows.to(device_of(sae), torch.float32)))
+
+
+def device_of(sae: Codec) -> torch.device:
+    """Where ``sae`` runs: its parameters' device, the CPU if it has none."""
+    first = next(sae.parameters(), None) if isinstance(sae, nn.Module) else None
+    return torch.device("cpu") if first is None else first.device
