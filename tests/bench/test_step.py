@@ -10,6 +10,7 @@ import torch
 
 from apportion.bench.step import PARTS, bench_step
 from apportion.cli import main
+from apportion.clock import Clock
 from apportion.errors import InvalidConfig
 from apportion.training import Run
 
@@ -78,6 +79,28 @@ def test_processor_seconds_leave_out_what_others_take(monkeypatch):
     assert torch.get_num_threads() == threads
     with pytest.raises(InvalidConfig, match="leave out parts"):
         bench_step(["token_choice"], **sizes, processor=True, parts=True)
+
+
+def test_a_row_of_first_steps_is_of_the_beginning_of_a_run(monkeypatch):
+    """When half of all affinities are above zero nothing is annealed yet: p is 1."""
+    from apportion.bench import step
+
+    train_step, seen = step.train_step, []
+
+    def spied(run, x, clock, **rest):
+        seen.append((run, clock.progress))
+        return train_step(run, x, clock, **rest)
+
+    monkeypatch.setattr(step, "train_step", spied)
+    rows = bench_step(["p_anneal"], d_in=32, d_sae=256, k=4, batch=64, rounds=2, parts=True)
+    assert [row["recipe"] for row in rows] == ["p_anneal", "p_anneal, dense"]
+    runs = list(dict.fromkeys(run for run, _ in seen))
+    late = [max(progress for one, progress in seen if one is run) for run in runs]
+    exponents = [
+        run.config.sae.allocator.p(Clock(round(100 * p), 100)) for run, p in zip(runs, late, strict=True)
+    ]
+    assert exponents[0] < 0.8
+    assert exponents[1] == 1
 
 
 def test_the_command_prints_json(capsys):

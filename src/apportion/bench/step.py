@@ -27,7 +27,8 @@ PARTS = (
     *("zero_grad", "encode", "allocate", "decode", "losses", "backward"),
     *("project", "clip", "optimizer", "renormalise", "observe"),
 )
-_FIRST, _CLOCK = Clock(step=0, n_steps=10), Clock(step=50, n_steps=100)
+_FIRST, _EARLY, _HALFWAY = Clock(step=0, n_steps=10), Clock(step=1, n_steps=100), Clock(step=50, n_steps=100)
+_DENSE = ", dense"
 _OLD = 1 << 40
 _GB = 1e9
 
@@ -107,7 +108,7 @@ def _runs_of(name: str, config: RunConfig, x: Tensor, aux_dead: float) -> dict[s
     """The runs of one recipe that are timed, by the names of their rows."""
     runs = {name: _prepared(config, x, dead=0.0)}
     if runs[name].sae.trace(x).penalty is not None:
-        runs[f"{name}, dense"] = _prepared(config, x, dead=0.0)
+        runs[name + _DENSE] = _prepared(config, x, dead=0.0)
         _spend(runs[name], x, config.sae.allocator.mean_k)
     extra = [objective.build().name for objective in config.objectives if objective.auxiliary]
     if extra:
@@ -128,7 +129,7 @@ def _interleaved(
         for name, run in runs.items():
             for label, other in others.items():
                 times[label].append(timed(other, x.device.type, clock)[0])
-            times[name].append(_one_step(run, x, clock))
+            times[name].append(_one_step(run, x, _moment(name), clock))
         if round_number == 1:
             times = {name: [] for name in times}
     return times
@@ -156,7 +157,7 @@ def _row(
     }
     row["noisy"] = row["product_spread"] > NOISE
     if parts:
-        row["parts"] = timed_parts(run, x, step)
+        row["parts"] = timed_parts(run, x, step, when=_moment(name))
     if memory and not {"+", ","} & set(name):
         peak = peak_memory(run.config, batch)
         row["peak_over_affinities"] = peak / (batch * run.config.sae.d_sae * 4)
@@ -191,10 +192,15 @@ def _spend(run: Run, x: Tensor, k: float) -> None:
         low, high = (middle, high) if run.sae.trace(x).code.nnz < k * len(x) else (low, middle)
 
 
-def _one_step(run: Run, x: Tensor, clock: Callable[[], float] = time.perf_counter) -> float:
+def _moment(name: str) -> Clock:
+    """When in its training the step of a row is; what is annealed has come as far by then."""
+    return _EARLY if name.endswith(_DENSE) else _HALFWAY
+
+
+def _one_step(run: Run, x: Tensor, when: Clock, clock: Callable[[], float] = time.perf_counter) -> float:
     """Seconds of a step with the same features dead as before it, whether or not it makes them fire."""
     dead, density = run.firing.dead(), run.firing.density.clone()
-    seconds, result = timed(lambda: train_step(run, x, _CLOCK), x.device.type, clock)
+    seconds, result = timed(lambda: train_step(run, x, when), x.device.type, clock)
     auxiliary = any(objective.auxiliary for objective in run.config.objectives)
     assert auxiliary == bool(dead.any()) and len(result.losses) >= len(run.objectives)
     run.firing.age.masked_fill_(dead, _OLD)
@@ -202,7 +208,7 @@ def _one_step(run: Run, x: Tensor, clock: Callable[[], float] = time.perf_counte
     return seconds
 
 
-def timed_parts(run: Run, x: Tensor, step_s: float, rounds: int = 9) -> dict[str, float]:
+def timed_parts(run: Run, x: Tensor, step_s: float, rounds: int = 9, when: Clock = _HALFWAY) -> dict[str, float]:
     """Seconds of each part of a step, and what lies between them as ``rest``.
 
     The shares are medians over steps of their own; times ``step_s`` they fit the row that they stand in.
@@ -210,7 +216,7 @@ def timed_parts(run: Run, x: Tensor, step_s: float, rounds: int = 9) -> dict[str
     samples: list[dict[str, float]] = []
     for _ in range(rounds):
         with listening() as spans:
-            whole = _one_step(run, x)
+            whole = _one_step(run, x, when)
         shares = {part: spans[part] / whole for part in PARTS}
         samples.append(shares | {"rest": 1 - sum(shares.values())})
     return {part: step_s * statistics.median(sample[part] for sample in samples) for part in samples[0]}
@@ -230,10 +236,10 @@ def _measure_peak() -> None:
     config, batch = RunConfig.parse(request["config"], "bench"), request["batch"]
     x = torch.randn(batch, config.sae.d_in)
     run = _prepared(config, x, dead=0.0)
-    train_step(run, x[:64], _CLOCK)  # the optimiser's state, and what libraries keep for themselves
+    train_step(run, x[:64], _HALFWAY)  # the optimiser's state, and what libraries keep for themselves
     run.workspace.clear()
     before = _status_kib("VmRSS")
-    train_step(run, x, _CLOCK)
+    train_step(run, x, _HALFWAY)
     sys.stdout.write(str(max(_status_kib("VmHWM") - before, 0) * 1024))
 
 
