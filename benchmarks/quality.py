@@ -31,7 +31,7 @@ from apportion.activations.models import LoadedModel
 from apportion.activations.texts import Document
 from apportion.compare.fronts import at_l0
 from apportion.config import Config
-from apportion.downstream import Downstream
+from apportion.downstream import Downstream, fewer
 from apportion.metrics.intervals import Interval, over_seeds
 
 RESULTS = HERE / "results" / "quality.jsonl"
@@ -130,7 +130,7 @@ def run_source(suite: Suite, name: str, base: Path, results: Path) -> None:
     capture_to_store(model, [spec.module], documents, store, progress=True)
     source = ap.StoreSource(store, heldout=suite.heldout)
     guides = guides_of(suite, base, documents, source, model)
-    downstream = Downstream(source, model, limit=min(suite.downstream_tokens, suite.evaluate_tokens))
+    downstream = Downstream(source, model, limit=fewer(suite.downstream_tokens, suite.evaluate_tokens))
     for seed, guide in product(suite.seeds, dict.fromkeys(variant_of(suite, r).guide for r in suite.recipes)):
         jobs = unfinished(suite, name, guide, seed, source, results)
         if jobs:

@@ -15,13 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from apportion import downstream as module
 from apportion.activations.contexts import Contexts, batch_windows, windows_of
 from apportion.activations.models import LoadedModel, load_model
 from apportion.activations.source import Batch, Source, Split, Stream
 from apportion.allocators import TokenChoiceConfig
 from apportion.code import Code
-from apportion.downstream import Downstream
 from apportion.errors import InvalidInput, NonFiniteActivations
 from apportion.evaluate import evaluate, reblock
 
@@ -266,46 +264,6 @@ def test_identity_is_exactly_one_and_zero_exactly_nought(tiny: LoadedModel, text
     assert nothing["ce_patched"] == nothing["ce_zero"]
     assert nothing["ce_clean"] == identity["ce_clean"] < nothing["ce_zero"]
     assert not any(module._forward_hooks for module in tiny.model.modules())
-
-
-class Runs:
-    """How often a model was run."""
-
-    def __init__(self, model: torch.nn.Module) -> None:
-        self.n = 0
-        self._handle = model.register_forward_hook(self._count)
-
-    def _count(self, *_: Any) -> None:
-        self.n += 1
-
-    def since(self) -> int:
-        n, self.n = self.n, 0
-        return n
-
-
-@pytest.mark.parametrize("causal", [True, False])
-@pytest.mark.parametrize("kept", [0, 500_000, 2**30])
-def test_the_next_dictionary_needs_fewer_runs_and_measures_the_same(
-    tiny: LoadedModel, texts: Texts, monkeypatch: pytest.MonkeyPatch, causal: bool, kept: int
-) -> None:
-    monkeypatch.setattr(module, "KEPT_BYTES", kept)
-    model, source = tiny, Texts(texts.x, texts.batches)
-    if not causal:
-        model, source.module = LoadedModel(tiny.model.gpt_neox, None, "inner", causal=False), "layers.3"
-    saes = [Dense(256, 512, 9), Identity(256), Nothing(256)]
-    alone = [evaluate(sae, source, model=model) for sae in saes]
-    downstream, runs = Downstream(source, model), Runs(model.model)
-    n = len(source.batches)
-    with pytest.raises(InvalidInput, match="reads width 8"):
-        downstream.of(Dense())
-    runs.since()
-    for number, (sae, expected) in enumerate(zip(saes, alone, strict=True)):
-        result = downstream.of(sae)
-        assert result == {key: expected[key] for key in result}
-        clean = {0: n, 2**30: 0}.get(kept)
-        if clean is not None:
-            first_already_kept = 1 if number == 0 and kept else 0
-            assert runs.since() == (3 * n - first_already_kept if number == 0 else n + clean)
 
 
 def test_cross_entropy_recomputed(tiny: LoadedModel, texts: Texts) -> None:

@@ -11,11 +11,11 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from .activations.contexts import ContextSource
 from .activations.labels import LabelledSource
 from .activations.source import Batch, Source, Split
 from .activations.splits import Bools, Ints
 from .complexity import Scores
-from .downstream import ContextSource, device_of
 from .errors import InvalidInput
 from .evaluate import reblock
 from .metrics import (
@@ -25,6 +25,7 @@ from .metrics import (
     DocumentMeans,
     Relation,
     SparseProbe,
+    device_of,
     relations,
     sparse_probe,
 )

@@ -2,35 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from .activations.capture import patched
-from .activations.contexts import Contexts
+from .activations.contexts import ContextSource
 from .activations.models import LoadedModel
 from .activations.source import Source, Split
 from .errors import InvalidInput
-from .metrics import CausalDownstream, Codec, EncoderDownstream, Json
+from .metrics import CausalDownstream, Codec, EncoderDownstream, Json, device_of
 
 CAUSAL_CONTEXTS, ENCODER_CONTEXTS = 8, 32
 """Contexts that a patched model reads at once: three sets of logits, or of hidden states, are held together."""
 KEPT_BYTES = 2**30
-"""Of the outputs of the model as it is, so much is kept for the next dictionary, where the model runs."""
-
-
-@runtime_checkable
-class ContextSource(Protocol):
-    """A source that can also show the texts behind its activations."""
-
-    @property
-    def module(self) -> str:
-        """Path of the module whose output the activations are."""
-
-    def contexts(self, split: Split, batch_size: int, limit_rows: int | None = None) -> Iterator[Contexts]: ...
+"""On the device of the model: those of 5,300 positions with 50,304 tokens in the vocabulary."""
 
 
 class Downstream:
@@ -42,24 +30,32 @@ class Downstream:
     Args:
         source: what was captured from ``model``; its module's kept positions are what is replaced.
         limit: rows (a context is always finished), ``None`` for all.
+        keep_bytes: how much of the outputs of the model as it is to keep for the next dictionary.
 
     Raises:
         InvalidInput: the source has no contexts to feed the model.
     """
 
     def __init__(
-        self, source: Source, model: LoadedModel, split: Split = "evaluate", limit: int | None = None
+        self,
+        source: Source,
+        model: LoadedModel,
+        split: Split = "evaluate",
+        limit: int | None = None,
+        *,
+        keep_bytes: int = KEPT_BYTES,
     ) -> None:
         if not isinstance(source, ContextSource):
             raise InvalidInput(
                 f"a model was given but a {type(source).__name__} has no contexts to feed it; "
                 "leave the model out or evaluate on a store of captured text"
             )
+        source.contexts(split, 1, limit)  # one that has none says so here and not after hours
         self._source: ContextSource = source
         self._model, self._split, self._limit = model, split, limit
         self._first: CausalDownstream | EncoderDownstream | None = None
         self._clean: list[Tensor] = []
-        self._room = KEPT_BYTES
+        self._room = keep_bytes
 
     @torch.no_grad()
     def of(self, sae: Codec, progress: bool = False) -> dict[str, Json]:
@@ -109,6 +105,11 @@ class Downstream:
         return tensor
 
 
+def fewer(*limits: int | None) -> int | None:
+    """The smallest of the limits that there are."""
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
 def _replacing(keep: Tensor, fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     """Apply ``fn`` to the kept rows of a hidden state [c, L, d]; the others and its dtype stay."""
 
@@ -127,9 +128,3 @@ def _restore(sae: Codec, rows: Tensor) -> Tensor:
             "pass the model that the source was captured from"
         )
     return sae.decode(sae.encode(rows.to(device_of(sae), torch.float32)))
-
-
-def device_of(sae: Codec) -> torch.device:
-    """Where ``sae`` runs: its parameters' device, the CPU if it has none."""
-    first = next(sae.parameters(), None) if isinstance(sae, nn.Module) else None
-    return torch.device("cpu") if first is None else first.device

@@ -15,7 +15,7 @@ from .activations.models import LoadedModel
 from .activations.source import BLOCK_ROWS, Batch, Source, Split
 from .affinities import Ordered
 from .code import Code
-from .downstream import Downstream, device_of
+from .downstream import Downstream, fewer
 from .errors import InvalidInput
 from .metrics import (
     Codec,
@@ -28,6 +28,7 @@ from .metrics import (
     Reconstruction,
     Silence,
     Sparsity,
+    device_of,
 )
 from .trace import Dictionary, Trace
 
@@ -74,7 +75,7 @@ def evaluate(
         limit: measure only the first so many rows.
         model: the model that ``source`` was captured from. With it, the module's kept positions are
             replaced by reconstructions and by zeros, and what that does to the output is measured too.
-            ``Downstream`` does that for many SAEs in less time.
+            ``apportion.downstream.Downstream`` does that for many SAEs in less time.
         downstream_limit: rows for that (a context is always finished), at most ``limit``; ``None`` for all.
         oracle: also measure how well the rule spends its budget, beside the best split with up to so many
             features per token, such as 256; ``None`` for not at all.
@@ -102,8 +103,8 @@ def evaluate(
             f"the source has activations of width {source.d_in} and the SAE reads width {sae.d_in}; "
             "evaluate it on the module it was trained on"
         )
-    limits = [rows for rows in (limit, downstream_limit) if rows is not None]
-    downstream = None if model is None else Downstream(source, model, split, min(limits, default=None))
+    rows = fewer(limit, downstream_limit)
+    downstream = None if model is None else Downstream(source, model, split, rows, keep_bytes=0)
     with torch.no_grad():
         result = _on_activations(sae, source, split, limit, oracle, per_document, progress)
     return result if downstream is None else result | downstream.of(sae, progress=progress)

@@ -77,8 +77,22 @@ def test_processor_seconds_leave_out_what_others_take(monkeypatch):
     assert all(0 < row["step_s"] < 0.05 for row in bench_step(["token_choice"], **sizes, processor=True))
     assert used[-1] == 1
     assert torch.get_num_threads() == threads
-    with pytest.raises(InvalidConfig, match="leave out parts"):
+    with pytest.raises(InvalidConfig, match="with parts = True, device = 'cpu'"):
         bench_step(["token_choice"], **sizes, processor=True, parts=True)
+
+
+def test_the_command_takes_processor_seconds(monkeypatch, capsys):
+    from apportion.cli import bench
+
+    asked = []
+    real = bench.bench_step
+    monkeypatch.setattr(bench, "bench_step", lambda *a, **options: asked.append(options) or real(*a, **options))
+    sizes = ["--d-in", "32", "--d-sae", "256", "--k", "4", "--batch", "64", "--rounds", "2"]
+    for more in ([], ["--processor"]):
+        assert main(["bench", "step", "--recipe", "token_choice", *sizes, *more]) == 0
+    assert [options["processor"] for options in asked] == [False, True]
+    assert main(["bench", "oracle", "--processor"]) == 2
+    assert "--processor belongs to 'bench step'" in capsys.readouterr().err
 
 
 def test_a_row_of_first_steps_is_of_the_beginning_of_a_run(monkeypatch):

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 import apportion as ap
+from apportion.activations.contexts import Contexts
+from apportion.activations.models import LoadedModel
+from apportion.activations.source import Split
 from apportion.allocators import TokenChoiceConfig
 from apportion.compare import Comparison, Interval
 from apportion.errors import InvalidInput
 from apportion.metrics.intervals import over_seeds
 
 from ..conftest import make_sae
+from ..test_downstream import Toy, contexts_of
 from .conftest import many_documents
 
 
@@ -38,6 +43,37 @@ def test_every_sae_is_measured_as_evaluate_does(
                 assert alone[measure] == value, measure
         assert sae.measures["tokens"] == both.tokens
         assert sae.measures["dead"] is not None and sae.measures["allocation_efficiency"] is not None
+
+
+class InAModel(ap.TensorSource):
+    """The rows, and contexts of a model that has nothing to do with them."""
+
+    module = "layer"
+
+    def contexts(self, split: Split, batch_size: int, limit_rows: int | None = None) -> Iterator[Contexts]:
+        self.asked = (split, limit_rows)
+        yield contexts_of((12, 9, 5), 0)
+        yield contexts_of((7, 3), 1)
+
+
+def test_what_a_model_makes_of_every_sae_is_as_evaluate_says_in_fewer_runs(
+    trained: dict[str, Path], rows: ap.TensorSource
+) -> None:
+    torch.manual_seed(0)
+    toy = Toy(rows.d_in).eval()
+    model = LoadedModel(toy, None, "toy", causal=True)
+    source = InAModel(rows._rows.x, torch.arange(len(rows._rows.x)) // 8, heldout=0.3)
+    some = of_seed(trained, 0)
+    found = ap.compare(some, source, model=model, limit=90, downstream_limit=70, oracle=None)
+    assert source.asked == ("evaluate", 70)
+    assert toy.since() == 2 * (3 + len(some) - 1)
+    for sae in found.saes:
+        alone = ap.evaluate(ap.load(trained[sae.name]), source, model=model, limit=90)
+        assert {key: sae.measures[key] for key in ("ce_score", "ce_zero", "kl")} == {
+            key: alone[key] for key in ("ce_score", "ce_zero", "kl")
+        }
+    with pytest.raises(InvalidInput, match="TensorSource has no contexts"):
+        ap.compare(some, rows, model=model)
 
 
 def test_tables_are_over_seeds(both: Comparison) -> None:

@@ -127,6 +127,12 @@ def test_another_over_the_same_contexts_needs_no_zeroed_run() -> None:
     assert second.result() == first.result()
     with pytest.raises(InvalidInput, match="given again"):
         second.update(**batches[0])
+    half = first.again()
+    half.update(**{**batches[0], "zero_logits": None})
+    with pytest.raises(InvalidInput, match="the same contexts again"):
+        half.result()
+    with pytest.raises(InvalidInput, match="0 tokens"):
+        CausalDownstream().again()
     with pytest.raises(InvalidInput, match="is missing"):
         CausalDownstream().update(**{**batches[0], "zero_logits": None})
 
@@ -153,5 +159,12 @@ def test_encoder_against_naive() -> None:
     assert result["hidden_error"] == pytest.approx(float(((patched - clean) ** 2).sum() / spread), rel=1e-12)
     assert result["hidden_error_zero"] == pytest.approx(float(((zero - clean) ** 2).sum() / spread), rel=1e-12)
     assert same.result()["hidden_error"] == 0.0
+    again = metric.again()
+    for clean, patched, _, keep in batches[:2]:
+        again.update(clean=clean, patched=patched, zero=None, keep=keep)
+    with pytest.raises(InvalidInput, match="the same contexts again"):
+        again.result()
+    again.update(clean=batches[2][0], patched=batches[2][1], zero=None, keep=batches[2][3])
+    assert again.result() == result
     with pytest.raises(InvalidInput, match="0 tokens"):
         EncoderDownstream().result()

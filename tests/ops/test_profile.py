@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from apportion.ops.entries import entries_above
+from apportion.ops.above import entries_above
 from apportion.ops.profile import FLOOR, N_PROFILE, profile
 
 LEVEL = torch.tensor(0.2, dtype=torch.float64)

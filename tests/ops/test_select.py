@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apportion.ops import entries
-from apportion.ops.entries import entries_above, group_maxima
+from apportion.ops import above
+from apportion.ops.above import entries_above, group_maxima
 from apportion.ops.select import first_in_rows, mark_rows, row_floor, select_batch, select_rows
 
 
@@ -79,7 +79,7 @@ def test_a_nan_hides_no_entry_of_its_group():
 
 def test_groups_are_gathered_a_few_at_a_time(monkeypatch):
     a = matrix((40, 512), 0, 3)
-    monkeypatch.setattr(entries, "_CHUNK_BYTES", 64 * 4 * 3)
+    monkeypatch.setattr(above, "_CHUNK_BYTES", 64 * 4 * 3)
     floor = a.topk(2, dim=1).values[:, 1:]
     assert torch.equal(torch.stack(entries_above(a, floor, group_maxima(a, 2))), (a > floor).nonzero().T)
 

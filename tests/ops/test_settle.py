@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from apportion.ops.entries import Pairs, entries_above
+from apportion.ops.above import Pairs, entries_above
 from apportion.ops.select import select_rows
 from apportion.ops.settle import error_band, exact_values, settled_above, settled_rows
 

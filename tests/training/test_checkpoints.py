@@ -12,6 +12,7 @@ import pytest
 import apportion as ap
 from apportion.errors import InvalidCheckpoint, InvalidConfig, InvalidInput
 from apportion.files import seal
+from apportion.training.plan import differing_rows
 
 from .training_kit import Stopped, Watched, assert_same_training, config, settings, source, stop
 
@@ -125,6 +126,31 @@ def test_other_arguments_in_the_same_folder_are_refused(
     with pytest.raises(InvalidConfig, match=rf"holds a training with other {what}; .*another folder"):
         ap.train(runs, other, stopped, settings(steps))
     assert sorted(path.name for path in stopped.rglob("*")) == before
+
+
+def test_the_same_arguments_in_another_guise_go_on(stopped: Path) -> None:
+    """A list where the file is read as a tuple, as ``model_copy`` lets through."""
+    listed = {
+        name: run.model_copy(update={"objectives": list(run.objectives), "betas": list(run.betas)})
+        for name, run in RUNS.items()
+    }
+    assert listed != RUNS
+    ap.train(listed, source(), stopped, settings(12))
+    assert (stopped / "a" / "sae.json").exists()
+
+
+def test_a_training_of_another_version_is_refused(stopped: Path) -> None:
+    plan = json.loads((stopped / "train.json").read_text())
+    plan["runs"]["a"]["temperature"] = 3
+    (stopped / "train.json").write_text(json.dumps(plan))
+    with pytest.raises(InvalidConfig, match=r"not written by this version \(.*temperature.*another folder"):
+        go_on(stopped)
+
+
+def test_rows_differ_by_what_is_not_said_too() -> None:
+    one = {"rows": 3, "path": "here", "last_only": None}
+    assert differing_rows(one, {"rows": 3, "path": "there", "last_only": None}) == []
+    assert differing_rows(one, {"rows": 4}) == ["last_only", "rows"]
 
 
 def test_a_training_of_an_older_version_goes_on_with_the_defaults_of_what_is_new(stopped: Path) -> None:

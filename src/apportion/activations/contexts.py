@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..errors import InvalidConfig, InvalidInput
 from .capture import first_line
+from .source import Split
 from .texts import Document
 
 
@@ -78,6 +79,17 @@ class Contexts:
     def inputs(self, device: torch.device | str = "cpu") -> dict[str, Tensor]:
         """What the model takes: ``input_ids`` and ``attention_mask``, on ``device``."""
         return {"input_ids": self.input_ids.to(device), "attention_mask": self.attention_mask.to(device)}
+
+
+@runtime_checkable
+class ContextSource(Protocol):
+    """A source that can also show the texts behind its activations."""
+
+    @property
+    def module(self) -> str:
+        """Path of the module whose output the activations are."""
+
+    def contexts(self, split: Split, batch_size: int, limit_rows: int | None = None) -> Iterator[Contexts]: ...
 
 
 def pad(windows: Sequence[Window]) -> Contexts:

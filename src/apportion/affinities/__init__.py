@@ -7,7 +7,7 @@ their differentiable values. Which implementation answers is not the rule's busi
 ``tests/affinities/``, where all give the answers of ``DenseAffinities``; ``build`` says which one a step gets.
 """
 
-from ..ops.entries import Everything, Pairs
+from ..ops.above import Everything, Pairs
 from .base import Affinities, Ordered, Scope, Survey
 from .build import WHOLE, EncoderConfig, affinities_of
 from .chunked import ChunkedAffinities

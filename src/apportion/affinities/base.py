@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 from torch import Tensor
 
 from ..clock import Clock
-from ..ops.entries import Everything, Pairs
+from ..ops.above import Everything, Pairs
 from ..ops.soft_top_k import SoftPairs
 from ..world import World
 

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ..clock import END, Clock
 from ..errors import InvalidInput
+from ..ops.above import Everything, Pairs, entries_above
 from ..ops.contend import first_in_columns, first_of_all
 from ..ops.dots import dots_at
-from ..ops.entries import Everything, Pairs, entries_above
 from ..ops.rectified import rectified_means
 from ..ops.rectified import weigh as weigh_block
 from ..ops.running import Best, BestOfAll, BestOfRows, Found, joined

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from ..clock import END, Clock
 from ..errors import InvalidInput
+from ..ops.above import Everything, Pairs, entries_above
 from ..ops.contend import first_in_columns, first_of_all
-from ..ops.entries import Everything, Pairs, entries_above
 from ..ops.rectified import rectified_means, weigh
 from ..ops.select import first_in_rows, select_batch, select_rows
 from ..ops.select_columns import select_columns

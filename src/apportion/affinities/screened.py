@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from ..clock import END, Clock
+from ..ops.above import Everything, Pairs, entries_above
 from ..ops.contend import first_of_all
 from ..ops.dots import dots_at
-from ..ops.entries import Everything, Pairs, entries_above
 from ..ops.running import Found, joined
 from ..ops.screen import screen_band, screened_batch, screened_rows
 from ..ops.select import select_rows

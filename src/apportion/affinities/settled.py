@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..ops.entries import Pairs
+from ..ops.above import Pairs
 from ..ops.settle import error_band, exact_rows, exact_values, settled_above, settled_rows
 from .dense import DenseAffinities
 

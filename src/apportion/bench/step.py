@@ -58,8 +58,8 @@ def bench_step(
     A rule that comes to its k by a price is put there first, by a shift of the encoder's biases; a row of its
     own, ``RECIPE, dense``, is of its first steps, when about half of the affinities are above zero. ``settings``
     change a recipe, as ``RECIPE.FIELD=VALUE``. ``dtype`` is that of the product, in the steps and alone.
-    With ``processor`` times are the process's own seconds on one thread: what other work on the machine takes is
-    not in them.
+    With ``processor`` times are the process's own seconds on one thread, which other work on the machine
+    stretches less.
 
     Returns:
         A row per recipe: ``recipe, step_s, product_s, ratio, tokens_per_s``; ``product_spread`` and ``noisy``
@@ -75,7 +75,8 @@ def bench_step(
     check_device(device, parts=parts, memory=memory)
     if processor and (parts or device != "cpu"):
         raise InvalidConfig(
-            "processor seconds are those of whole steps on the processor; leave out parts and other devices"
+            f"processor = True with parts = {parts}, device = {device!r}: these seconds are those of whole steps "
+            "on the CPU; leave the others out"
         )
     if min(rounds, batch, d_in, d_sae) < 1:
         raise InvalidConfig(

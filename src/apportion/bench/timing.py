@@ -40,7 +40,7 @@ def _timed_by_card(work: Callable[[], _T]) -> tuple[float, _T]:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """A processor's seconds count waiting threads too, so what is timed by them runs on one."""
+    """Within it torch uses one thread: a processor's seconds count threads that only wait, too."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -48,7 +48,7 @@ class Bench:
     memory: bool = False
     """Also the peak memory of a step, in a fresh process, and what the optimiser keeps, in GB."""
     processor: bool = False
-    """Time steps in the process's own seconds, on one thread: what else runs on the machine is not in them."""
+    """Time steps in the process's own seconds, on one thread, which other work on the machine stretches less."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where the steps run; on cuda also operations and bytes per second beside the most that the card gives."""
     dtype: Literal["float32", "bf16"] = "float32"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,6 +11,7 @@ import tyro
 
 from ..activations import StoreSource, load_model
 from ..activations.models import LoadedModel
+from ..downstream import Downstream, fewer
 from ..errors import InvalidInput
 from ..evaluate import evaluate
 from ..io import load_sae
@@ -55,25 +57,28 @@ class Evaluate:
         folders = sae_folders(Path(self.run_folder))
         saes = {folder.name: load_sae(folder).to(self.device) for folder in folders}
         model = load_model(self.model) if self.model else None
+        shared: dict[str, Downstream] = {}
         rows = []
         for name, sae in saes.items():
             source = source_of(self.data, self.module, self.heldout, name, sae)
             if model is not None:
                 check_model(model, source)
-            measures = evaluate(
-                sae,
-                source,
-                limit=self.limit,
-                model=model,
-                downstream_limit=self.downstream_limit,
-                oracle=self.oracle,
-                progress=on_terminal(),
-            )
+            downstream = None if model is None else self._downstream(source, model, shared)
+            measures = evaluate(sae, source, limit=self.limit, oracle=self.oracle, progress=on_terminal())
+            if downstream is not None:
+                measures |= downstream.of(sae, progress=on_terminal())
             rows.append({"run": name, "k": sae.k, **measures})
         show(rows, self.json, [*TABLE, *(key for key in (*ORACLE, *DOWNSTREAM) if key in rows[0])])
         for row in rows:
             _warn_if_cut(row)
         return 0
+
+    def _downstream(self, source: StoreSource, model: LoadedModel, shared: dict[str, Downstream]) -> Downstream:
+        """That of an SAE before, if its rows were split alike."""
+        split = json.dumps(source.describe(), sort_keys=True)
+        if split not in shared:
+            shared[split] = Downstream(source, model, limit=fewer(self.limit, self.downstream_limit))
+        return shared[split]
 
 
 def source_of(data: str, module: str | None, heldout: float | None, name: str, sae: SAE) -> StoreSource:

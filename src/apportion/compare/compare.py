@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..activations.models import LoadedModel
 from ..activations.source import Source
-from ..downstream import Downstream
+from ..downstream import Downstream, fewer
 from ..errors import ApportionError, InvalidInput
 from ..evaluate import evaluate
 from ..io import load_sae
@@ -62,12 +62,13 @@ def compare(
         progress: show bars on stderr.
 
     Raises:
-        InvalidInput: no SAE was given, or none can be compared.
+        InvalidInput: no SAE was given, none can be compared, or a model was given and the source has no contexts
+            to feed it.
     """
     if not saes:
         raise InvalidInput("there are 0 SAEs to compare; give at least one")
-    limits = [rows for rows in (limit, downstream_limit) if rows is not None]
-    downstream = None if model is None else Downstream(source, model, limit=min(limits, default=None))
+    rows = fewer(limit, downstream_limit)
+    downstream = None if model is None else Downstream(source, model, limit=rows)
     spread = _spread_by_document(source, limit)
     found: dict[str, _Found] = {}
     left_out: dict[str, str] = {}

@@ -13,7 +13,7 @@ shape. ``intervals`` says how surely.
 """
 
 from .adaptivity import Bin, Classes, Covariate, Relation, relations
-from .base import Codec, Json, Metric, MetricBatch
+from .base import Codec, Json, Metric, MetricBatch, device_of
 from .baselines import Pca, fit_pca, pca_fvu
 from .correlation import spearman
 from .documents import PerDocument
@@ -47,6 +47,7 @@ __all__ = [
     "Silence",
     "SparseProbe",
     "Sparsity",
+    "device_of",
     "fit_pca",
     "pca_fvu",
     "recovered",

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..affinities import Affinities, Ordered
 from ..code import Code
@@ -31,6 +31,12 @@ class Codec(Protocol):
     def encode(self, x: Tensor, /) -> Code: ...
 
     def decode(self, code: Code, /) -> Tensor: ...
+
+
+def device_of(sae: Codec) -> torch.device:
+    """Where ``sae`` runs: its parameters' device, the CPU if it has none."""
+    first = next(sae.parameters(), None) if isinstance(sae, nn.Module) else None
+    return torch.device("cpu") if first is None else first.device
 
 
 @dataclass(frozen=True, eq=False)

@@ -32,14 +32,19 @@ class CausalDownstream:
 
     def __init__(self) -> None:
         self._n = 0
-        self._knows_zero = False
+        self._expected: int | None = None
         # One running sum per run, all added to in one order: equal logits give equal sums, to the bit.
         self._clean = self._patched = self._zero = self._kl = 0.0
 
     def again(self) -> CausalDownstream:
-        """One for the same contexts, in the same order, that has the zeroed run's sum from here."""
+        """One for the same contexts, in the same order, that has the zeroed run's sum from here.
+
+        Raises:
+            InvalidInput: nothing was counted here yet.
+        """
+        need_tokens(self._n)
         other = CausalDownstream()
-        other._zero, other._knows_zero = self._zero, True
+        other._zero, other._expected = self._zero, self._n
         return other
 
     def update(
@@ -63,7 +68,7 @@ class CausalDownstream:
         Raises:
             InvalidInput: the shapes do not fit together, or the zeroed run is missing or given twice.
         """
-        _check_zero(zero_logits, self._knows_zero)
+        _check_zero(zero_logits, self._expected is not None)
         _check_equal("logits", clean_logits, patched_logits, *(() if zero_logits is None else (zero_logits,)))
         _check_equal("masks and input_ids", input_ids, keep, attention_mask, clean_logits[..., 0])
         real = attention_mask.bool()
@@ -86,10 +91,12 @@ class CausalDownstream:
         """``ce_clean``, ``ce_patched``, ``ce_zero``, ``ce_score``, ``kl``, ``downstream_tokens``.
 
         Raises:
-            InvalidInput: no position so far was replaced and followed by a token.
+            InvalidInput: no position so far was replaced and followed by a token, or after ``again`` the contexts
+                were not those of before.
             NonFiniteActivations: one of the sums is NaN or infinite.
         """
         need_tokens(self._n)
+        _check_same(self._n, self._expected)
         sums = (self._clean, self._patched, self._zero, self._kl)
         if not all(map(math.isfinite, sums)):
             raise NonFiniteActivations(
@@ -118,12 +125,17 @@ class EncoderDownstream:
     def __init__(self) -> None:
         self._spread = Moments()
         self._patched = self._zero = 0.0
-        self._knows_zero = False
+        self._expected: int | None = None
 
     def again(self) -> EncoderDownstream:
-        """One for the same contexts, in the same order, that has the zeroed run's sum from here."""
+        """One for the same contexts, in the same order, that has the zeroed run's sum from here.
+
+        Raises:
+            InvalidInput: nothing was counted here yet.
+        """
+        need_tokens(self._spread.n)
         other = EncoderDownstream()
-        other._zero, other._knows_zero = self._zero, True
+        other._zero, other._expected = self._zero, self._spread.n
         return other
 
     def update(self, *, clean: Tensor, patched: Tensor, zero: Tensor | None, keep: Tensor) -> None:
@@ -136,7 +148,7 @@ class EncoderDownstream:
         Raises:
             InvalidInput: the shapes do not fit together, or the zeroed run is missing or given twice.
         """
-        _check_zero(zero, self._knows_zero)
+        _check_zero(zero, self._expected is not None)
         _check_equal("final hidden states", clean, patched, *(() if zero is None else (zero,)))
         _check_equal("keep", keep, clean[..., 0])
         at = keep.bool()
@@ -150,8 +162,10 @@ class EncoderDownstream:
         """``hidden_error``, ``hidden_error_zero``, ``downstream_tokens``.
 
         Raises:
-            InvalidInput: nothing was replaced so far, or the clean states are all equal.
+            InvalidInput: nothing was replaced so far, the clean states are all equal, or after ``again`` the
+                contexts were not those of before.
         """
+        _check_same(self._spread.n, self._expected)
         return {
             "downstream_tokens": self._spread.n,
             "hidden_error": unexplained(self._patched, self._spread),
@@ -175,6 +189,13 @@ def _check_zero(zero: Tensor | None, known: bool) -> None:
             "the zeroed run was given again, leave it out after `again`"
             if known
             else "the zeroed run is missing, only an accumulator from `again` knows it; give it"
+        )
+
+
+def _check_same(n: int, expected: int | None) -> None:
+    if expected not in (None, n):
+        raise InvalidInput(
+            f"{n} positions were counted, expected {expected} as the first time; give the same contexts again"
         )
 
 

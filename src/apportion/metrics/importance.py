@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..code import Code
-from ..ops.entries import Pairs
+from ..ops.above import Pairs
 from ..ops.select import rank_in_rows
 from .base import Json, Metric, MetricBatch
 

@@ -7,7 +7,7 @@ import warnings
 import torch
 from torch import Tensor
 
-from .entries import Pairs
+from .above import Pairs
 from .spmm import group_by
 
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from .entries import Pairs
+from .above import Pairs
 
 FLOOR = math.sqrt(0.5)
 """Share of the level below which affinities do not count."""

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .entries import Pairs, entries_above
+from .above import Pairs, entries_above
 from .select import first_of, rank_in_rows, select_batch, select_rows
 
 

@@ -17,7 +17,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .entries import Pairs, entries_above, group_maxima
+from .above import Pairs, entries_above, group_maxima
 from .running import Found, joined
 from .select import first_of, kth_bound, most, rank_in_rows, sampled_floor
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from . import kernels
-from .entries import Pairs, entries_above, group_maxima
+from .above import SPANS, Pairs, entries_above, group_maxima
 from .spmm import offsets_of
 
 _SAMPLE = 1 << 17
@@ -46,7 +46,7 @@ def kth_bound(a: Tensor, k: Tensor, heads: Tensor | None = None) -> Tensor:
     """
     d_sae = a.shape[1]
     k_max = most(k)
-    span = min(d_sae // (4 * k_max), 64)
+    span = min(d_sae // (4 * k_max), max(SPANS))
     if heads is None:
         heads = group_maxima(a, k_max)
     if heads is None and span >= 4:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from . import kernels
-from .entries import Pairs, entries_above
+from .above import Pairs, entries_above
 from .spmm import group_by
 
 _GROUPS = 8  # of rows, for the smallest quotas

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .entries import Pairs, entries_above, group_maxima
+from .above import Pairs, entries_above, group_maxima
 from .select import most, rank_in_rows, row_floor
 
 Exact = Callable[[Pairs], Tensor]

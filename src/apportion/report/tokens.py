@@ -10,10 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..activations.contexts import Contexts
+from ..activations.contexts import Contexts, ContextSource
 from ..activations.models import LoadedModel, load_tokenizer
 from ..activations.source import Source
-from ..downstream import ContextSource
 from ..errors import ApportionError, InvalidInput
 
 Ints = NDArray[np.int64]

@@ -103,7 +103,8 @@ def read_plan(out: Path) -> Plan:
 
     Raises:
         InvalidCheckpoint: there is no training in ``out``, or not all of it.
-        InvalidConfig: it has a field that this version does not know.
+        InvalidConfig: it does not validate, as what another version wrote may not.
+        UnknownName: a rule of its runs is not imported.
     """
     where = out / "train.json"
     found = read_json(where, "a training")
@@ -111,17 +112,21 @@ def read_plan(out: Path) -> Plan:
     source, settings, runs = (found.get(key) for key in ("source", "settings", "runs"))
     if not (isinstance(source, dict) and isinstance(settings, dict) and isinstance(runs, dict)):
         raise InvalidCheckpoint(f"{where} names no source, settings or runs; it was damaged, copy it again")
-    return Plan(
-        source,
-        TrainConfig.parse(TrainConfig.rewritten(settings), str(where)),
-        {name: RunConfig.parse(RunConfig.rewritten(run), f"{where}: {name}") for name, run in runs.items()},
-    )
+    try:
+        configs = {name: RunConfig.parse(run, name) for name, run in runs.items()}
+        return Plan(source, TrainConfig.parse(settings, "settings"), configs)
+    except InvalidConfig as error:
+        raise InvalidConfig(
+            f"{where} was not written by this version ({error}); go on with the one that wrote it, "
+            "or choose another folder"
+        ) from None
 
 
 def differing_rows(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     """What two descriptions of a source say differently; where the store lies does not matter."""
-    keys = (one.keys() | other.keys()) - {"path"}
-    return sorted(key for key in keys if one.get(key) != other.get(key))
+    shared = one.keys() & other.keys()
+    differing = {key for key in shared if one[key] != other[key]} | (one.keys() ^ other.keys())
+    return sorted(differing - {"path"})
 
 
 def claim_folder(out: Path, configs: Mapping[str, RunConfig], source: Source, settings: TrainConfig) -> None:
@@ -130,12 +135,13 @@ def claim_folder(out: Path, configs: Mapping[str, RunConfig], source: Source, se
     where = out / "train.json"
     if where.exists():
         found = read_plan(out)
-        differing = [key for key in ("runs", "settings") if getattr(found, key) != getattr(plan, key)]
+        # As they are written: a list and a tuple are the same there, and so is a class that was defined again.
+        differing = [key for key, value in _written(found).items() if value != _written(plan)[key]]
         if differing_rows(found.source, plan.source):
             differing.append("source")
         if differing:
             raise InvalidConfig(
-                f"{out} holds a training with other {' and '.join(sorted(differing))}; "
+                f"{out} holds a training with other {' and '.join(differing)}; "
                 "repeat its arguments to go on, or choose another folder"
             )
         return
@@ -144,11 +150,10 @@ def claim_folder(out: Path, configs: Mapping[str, RunConfig], source: Source, se
     with storage(out):
         for name in configs:
             (out / name).mkdir(parents=True, exist_ok=True)
-    described = {
-        "format": FORMAT,
-        "version": VERSION,
-        "settings": settings.model_dump(mode="json"),
-        "source": plan.source,
-        "runs": {name: config.model_dump(mode="json") for name, config in configs.items()},
-    }
-    write_json(where, described)
+    write_json(where, {"format": FORMAT, "version": VERSION, "source": plan.source, **_written(plan)})
+
+
+def _written(plan: Plan) -> dict[str, Any]:
+    """What was told, as JSON."""
+    runs = {name: config.model_dump(mode="json") for name, config in plan.runs.items()}
+    return {"runs": runs, "settings": plan.settings.model_dump(mode="json")}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from apportion.ops.entries import entries_above
+from apportion.ops.above import entries_above
 from apportion.ops.select import row_floor, select_batch, select_rows
 from apportion.ops.select_columns import select_columns
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .. import kernels
-from ..entries import Pairs
+from ..above import Pairs
 from ..fresh import fresh_like
 from .card import BY_KERNELS, threshold_on_card
 from .checks import checked

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...errors import InvalidInput
 from .. import kernels
-from ..entries import Pairs
+from ..above import Pairs
 from ..spmm import offsets_of
 from .card import BY_KERNELS
 from .checks import as_number, checked

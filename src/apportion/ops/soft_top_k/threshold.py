@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .. import kernels
-from ..entries import Pairs, entries_above
+from ..above import Pairs, entries_above
 from ..select import kth_bound
 from .card import threshold_on_card
 from .solve import Tail, Threshold, exp_, solve_sorted

@@ -10,7 +10,7 @@ from torch import Tensor
 from . import kernels
 
 _CHUNK_BYTES = 1 << 22  # masks larger than this cost more in page faults than in comparisons
-_SPANS = (64, 32)
+SPANS = (64, 32)
 """Neighbours of which a maximum is taken."""
 _SPAN_BYTES = 128
 """Below so many, torch is quicker with columns far apart."""
@@ -62,7 +62,7 @@ def group_maxima(a: Tensor, k: int) -> Tensor | None:
     """
     d_sae = a.shape[1]
     if a.numel() and a.is_contiguous() and not kernels.on_card(a):
-        for span in _SPANS:
+        for span in SPANS:
             if d_sae % span == 0 and d_sae >= 4 * k * span and span * a.itemsize >= _SPAN_BYTES:
                 heads: Tensor = a.unflatten(1, (d_sae // span, span)).amax(2)
                 return heads
