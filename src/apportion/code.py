@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .errors import InvalidInput
+from .ops.positive import positive_in_columns, positive_in_rows
 from .ops.spmm import offsets_of, rows_of
 
 
@@ -190,14 +191,18 @@ class MatrixCode(Code):
     def n(self) -> int:
         return len(self.values) // self.d_sae
 
+    @property
+    def nnz(self) -> int:
+        return int(self.firings().sum())
+
     def firings(self) -> Tensor:
-        return (self.matrix > 0).sum(0)
+        return positive_in_columns(self.matrix)
 
     def to_dense(self) -> Tensor:
         return self.matrix.reshape(*self.shape, self.d_sae)
 
     def counts(self) -> Tensor:
-        return (self.matrix > 0).sum(1).reshape(self.shape)
+        return positive_in_rows(self.matrix).reshape(self.shape)
 
     def reshape(self, shape: Sequence[int]) -> Code:
         if prod(shape) != self.n:
