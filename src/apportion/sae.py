@@ -105,12 +105,12 @@ class SAE(nn.Module):
         return self.b_dec.dtype
 
     @torch.no_grad()
-    def initialise(self, b_dec: Tensor, generator: torch.Generator) -> None:
-        """Random unit directions, encoder their transpose, biases zero but ``b_dec [d_in]``; the rule follows."""
+    def initialise(self, b_dec: Tensor, generator: torch.Generator, b_enc: float = 0.0) -> None:
+        """Random unit directions, encoder their transpose, biases as given, ``b_dec [d_in]``; the rule follows."""
         self.W_dec.normal_(generator=generator)
         self.W_dec.div_(torch.linalg.vector_norm(self.W_dec, dim=1, keepdim=True))
         self.encoder.weight.copy_(self.W_dec)
-        self.encoder.bias.zero_()
+        self.encoder.bias.fill_(b_enc)
         self.b_dec.copy_(b_dec)
         self.allocator.initialise(self.dictionary(), generator)
 

@@ -55,6 +55,11 @@ class Gated(Allocator):
         self.r = nn.Parameter(torch.zeros(d_sae, dtype=torch.float32))
         self.b_mag = nn.Parameter(torch.zeros(d_sae, dtype=torch.float32))
 
+    @torch.no_grad()
+    def initialise(self, dictionary: Dictionary, generator: torch.Generator) -> None:
+        """The magnitude starts as the gate, whatever its bias."""
+        self.b_mag.copy_(dictionary.b_enc)
+
     def forward(self, pre: Affinities, x: Tensor, clock: Clock = END) -> Allocation:
         pairs = pre.fired(0.0)
         own = (pairs.spread(t) for t in (pre.biases(), self.r.exp(), self.b_mag))

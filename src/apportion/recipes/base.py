@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from statistics import NormalDist
 
 from pydantic import ValidationError
 
@@ -110,6 +111,19 @@ def priced(kind: str, d_in: int, d_sae: int, k: float, seed: int, **settings: ob
     sae = SAEConfig.parse({"d_in": d_in, "d_sae": d_sae, "allocator": allocator}, where)
     objectives = (ReconstructionConfig(), SparsityConfig())
     return RunConfig.parse({"sae": sae, "objectives": objectives, "seed": seed}, where)
+
+
+def begun_sparse(run: RunConfig) -> RunConfig:
+    """The run of a rule in which everything above zero fires, from where its reconstruction is near the input.
+
+    Random unit directions of which a share p fires add up to x_hat = p d_sae / d_in x. Without a bias half of
+    them do, x_hat is many times x, and what the first steps do about that leaves features dead. So as many fire
+    at the start as there are dimensions.
+    """
+    share = run.sae.d_in / run.sae.d_sae
+    if share >= 0.5:
+        return run
+    return run.model_copy(update={"b_enc": NormalDist().inv_cdf(share)})
 
 
 def plain(kind: str, d_in: int, d_sae: int, k: float, seed: int) -> RunConfig:

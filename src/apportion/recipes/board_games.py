@@ -21,10 +21,10 @@ _NOTES = (
 
 
 def published(make: Make, notes: str = "", **changes: object) -> Published:
-    """The run of ``make`` with the experiment's learning rate and with ``changes``, on its stream."""
+    """The run of ``make`` with the experiment's learning rate, biases at zero and ``changes``, on its stream."""
     lr = WarmupDecay(peak=3e-4, warmup=1000 / TRAIN.n_steps, decay=0.0)
 
     def run(d_in: int, d_sae: int, k: float, seed: int) -> RunConfig:
-        return make(d_in, d_sae, k, seed).model_copy(update={"lr": lr, **changes})
+        return make(d_in, d_sae, k, seed).model_copy(update={"lr": lr, "b_enc": 0.0, **changes})
 
     return Published(run, TRAIN, D_SAE, "; ".join(part for part in (_NOTES, notes) if part))

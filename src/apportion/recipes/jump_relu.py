@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..schedules import WarmupDecay
 from ..training import RunConfig, TrainConfig
-from .base import Published, Recipe, priced, register
+from .base import Published, Recipe, begun_sparse, priced, register
 
 _GEMMA = TrainConfig(n_tokens=8_000_000_000, batch_size=4096)
 
@@ -15,7 +15,7 @@ def make(d_in: int, d_sae: int, k: float, seed: int) -> RunConfig:
     As published, the logarithm of a threshold moves by no more than the learning rate in a step, and takes
     thousands of them to where few features fire.
     """
-    return priced("jump_relu", d_in, d_sae, k, seed, theta=0.02, width=0.02, pace=10.0)
+    return begun_sparse(priced("jump_relu", d_in, d_sae, k, seed, theta=0.02, width=0.02, pace=10.0))
 
 
 def gemma(d_in: int, d_sae: int, k: float, seed: int) -> RunConfig:

@@ -31,6 +31,7 @@ class RunConfig(Config):
         seed: of the initial weights and of whatever the rule draws.
         precision: of the encoder's product; parameters and everything else stay float32.
         encoder: how a step computes its affinities; the code is the same, time and memory are not.
+        b_enc: where the encoder's biases start, for activations of norm near sqrt(d_in), as scaled ones have.
     """
 
     sae: SAEConfig
@@ -44,6 +45,7 @@ class RunConfig(Config):
     seed: int = Field(default=0, ge=0, lt=2**63)
     precision: Literal["float32", "bf16"] = "float32"
     encoder: EncoderConfig = WHOLE
+    b_enc: float = Field(default=0.0, allow_inf_nan=False)
 
     @model_validator(mode="after")
     def _one_way(self) -> RunConfig:

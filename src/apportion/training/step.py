@@ -41,7 +41,7 @@ class Run:
             torch.default_generator.manual_seed((config.seed + 1) * 0x9E3779B97F4A7C15 % 2**63)
             self.sae = SAE(config.sae)
             self.rng = torch.get_rng_state()
-        self.sae.initialise(b_dec, torch.Generator().manual_seed(config.seed))
+        self.sae.initialise(b_dec, torch.Generator().manual_seed(config.seed), config.b_enc)
         self.sae.to(b_dec.device)
         self.firing = Firing(config.sae.d_sae, config.dead_after).to(b_dec.device)
         self.objectives = nn.ModuleList(objective.build() for objective in config.objectives).to(b_dec.device)
