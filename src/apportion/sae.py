@@ -106,7 +106,7 @@ class SAE(nn.Module):
 
     @torch.no_grad()
     def initialise(self, b_dec: Tensor, generator: torch.Generator, b_enc: float = 0.0) -> None:
-        """Random unit directions, encoder their transpose, biases as given, ``b_dec [d_in]``; the rule follows."""
+        """Random unit directions, encoder their transpose, biases ``b_dec [d_in]`` and ``b_enc``."""
         self.W_dec.normal_(generator=generator)
         self.W_dec.div_(torch.linalg.vector_norm(self.W_dec, dim=1, keepdim=True))
         self.encoder.weight.copy_(self.W_dec)
