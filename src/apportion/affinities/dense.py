@@ -17,7 +17,7 @@ from ..trace import Dictionary
 from ..world import SOLO, World
 from .base import Affinities, Ordered, Scope
 
-CROWDED = 0.03
+CROWDED = 0.07
 """Share of the pre-activations above which ``fired`` lists none of them; see docs/figures.md."""
 
 _LOOK = 64  # rows that the share is estimated on

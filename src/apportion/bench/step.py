@@ -56,7 +56,7 @@ def bench_step(
     it has one there is a second, ``RECIPE+LOSS``, with densities on a Zipf curve and the share ``aux_dead`` of
     the features dead.
     A rule that comes to its k by a price is put there first, by a shift of the encoder's biases; a row of its
-    own, ``RECIPE, dense``, is of its first steps, when about half of the affinities are above zero. ``settings``
+    own, ``RECIPE, dense``, is of its first steps, when many more features fire. ``settings``
     change a recipe, as ``RECIPE.FIELD=VALUE``. ``dtype`` is that of the product, in the steps and alone.
     With ``processor`` times are the process's own seconds on one thread, which other work on the machine
     stretches less.
