@@ -230,10 +230,11 @@ class Bench:
         return done[key]
 
     def run_config(self, comparison: Comparison, k: float) -> ap.RunConfig:
-        """The recipe with the learning rate that both sides share."""
+        """The recipe with the learning rate and the start that both sides share."""
         setting = self.setting
         run = ap.recipe(comparison.recipe).make(self.source.d_in, setting.d_sae, k, setting.seed)
-        return run.model_copy(update={"lr": WarmupDecay(peak=setting.lr, warmup=WARMUP, decay=DECAY)})
+        lr = WarmupDecay(peak=setting.lr, warmup=WARMUP, decay=DECAY)
+        return run.model_copy(update={"lr": lr, "b_enc": 0.0})
 
     def trainer_settings(self) -> dict[str, Any]:
         """The same length, batches and learning rate in the words of sae-lens."""

@@ -101,7 +101,7 @@ def our_step(recipe: str, x: Tensor, d_sae: int, k: int) -> Step:
     """A rule held to k by a price starts where half of the affinities are above zero, as its peers do."""
     config = ap.recipe(recipe).make(x.shape[1], d_sae, k, 0)
     alive = tuple(objective for objective in config.objectives if not objective.auxiliary)
-    run = Run(config.model_copy(update={"objectives": alive, "dead_after": 1 << 40}), x.mean(0))
+    run = Run(config.model_copy(update={"objectives": alive, "dead_after": 1 << 40, "b_enc": 0.0}), x.mean(0))
     return lambda: train_step(run, x, ap.Clock(step=50_000, n_steps=LONG))
 
 

@@ -7,6 +7,7 @@ import torch
 
 import apportion as ap
 from apportion.clock import Clock
+from apportion.recipes import adjusted
 from apportion.training import Run, RunConfig
 
 D_IN, D_SAE = 64, 1024
@@ -38,6 +39,18 @@ def test_the_magnitude_of_a_gate_starts_as_the_gate():
     sae = start(ap.recipe("gated").make(D_IN, D_SAE, 8, 0))[2]
     trace = sae.trace(torch.randn(64, D_IN, generator=torch.Generator().manual_seed(4)))
     torch.testing.assert_close(trace.code.values, trace.notes["gate"].reshape(-1), rtol=1e-5, atol=1e-5)
+
+
+def test_a_rule_starts_so_by_any_name_it_is_given():
+    recipe = ap.recipe("relu_l1").make(D_IN, D_SAE, 8, 0)
+    assert ap.recipe("relu").make(D_IN, D_SAE, 8, 0).b_enc == recipe.b_enc < 0
+    nested = ap.recipe("matryoshka").make(D_IN, D_SAE, 8, 0)
+    assert nested.b_enc == 0
+    over_relu = ['matryoshka.allocator={"kind": "relu", "k": 8}']
+    assert adjusted(nested, "matryoshka", over_relu, ["matryoshka"]).b_enc == recipe.b_enc
+    own = adjusted(nested, "matryoshka", [*over_relu, "matryoshka.b_enc=-0.5"], ["matryoshka"])
+    assert own.b_enc == -0.5
+    assert adjusted(recipe, "relu_l1", ["relu_l1.b_enc=0"], ["relu_l1"]).b_enc == 0
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

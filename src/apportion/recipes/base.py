@@ -109,8 +109,8 @@ def priced(kind: str, d_in: int, d_sae: int, k: float, seed: int, **settings: ob
     where = f"recipe {kind}"
     allocator = AllocatorConfig.lookup(kind).parse({"k": k, **settings}, where)
     sae = SAEConfig.parse({"d_in": d_in, "d_sae": d_sae, "allocator": allocator}, where)
-    objectives = (ReconstructionConfig(), SparsityConfig())
-    return RunConfig.parse({"sae": sae, "objectives": objectives, "seed": seed}, where)
+    run = RunConfig.parse({"sae": sae, "objectives": (ReconstructionConfig(),), "seed": seed}, where)
+    return with_price(run)
 
 
 def begun_sparse(run: RunConfig) -> RunConfig:
@@ -118,10 +118,10 @@ def begun_sparse(run: RunConfig) -> RunConfig:
 
     Random unit directions of which a share p fires add up to x_hat = p d_sae / d_in x. Without a bias half of
     them do, x_hat is many times x, and what the first steps do about that leaves features dead. So as many fire
-    at the start as there are dimensions.
+    at the start as there are dimensions. A bias that the run has already stays.
     """
     share = run.sae.d_in / run.sae.d_sae
-    if share >= 0.5:
+    if share >= 0.5 or run.b_enc:
         return run
     return run.model_copy(update={"b_enc": NormalDist().inv_cdf(share)})
 
@@ -140,7 +140,7 @@ def plain(kind: str, d_in: int, d_sae: int, k: float, seed: int) -> RunConfig:
 
 
 def with_price(run: RunConfig) -> RunConfig:
-    """The run, with an objective that sets a price if its rule pays one and none of its objectives does."""
+    """The run, ``begun_sparse`` and with a price for its rule to pay, if it needs one and nothing sets it yet."""
     if not run.sae.allocator.penalised or any(objective.prices for objective in run.objectives):
         return run
-    return run.model_copy(update={"objectives": (*run.objectives, SparsityConfig())})
+    return begun_sparse(run.model_copy(update={"objectives": (*run.objectives, SparsityConfig())}))

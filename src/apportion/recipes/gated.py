@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from ..training import RunConfig
-from .base import Recipe, begun_sparse, priced, register
+from .base import Recipe, priced, register
 from .board_games import published
 
 
 def make(d_in: int, d_sae: int, k: float, seed: int) -> RunConfig:
     """The rule with its defaults."""
-    return begun_sparse(priced("gated", d_in, d_sae, k, seed))
+    return priced("gated", d_in, d_sae, k, seed)
 
 
 _NOTES = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..schedules import WarmupDecay
 from ..training import RunConfig, TrainConfig
-from .base import Published, Recipe, begun_sparse, priced, register
+from .base import Published, Recipe, priced, register
 
 _GEMMA = TrainConfig(n_tokens=8_000_000_000, batch_size=4096)
 
@@ -15,14 +15,14 @@ def make(d_in: int, d_sae: int, k: float, seed: int) -> RunConfig:
     As published, the logarithm of a threshold moves by no more than the learning rate in a step, and takes
     thousands of them to where few features fire.
     """
-    return begun_sparse(priced("jump_relu", d_in, d_sae, k, seed, theta=0.02, width=0.02, pace=10.0))
+    return priced("jump_relu", d_in, d_sae, k, seed, theta=0.02, width=0.02, pace=10.0)
 
 
 def gemma(d_in: int, d_sae: int, k: float, seed: int) -> RunConfig:
-    """Gemma-2-9B: thresholds and window at 0.001, no momentum."""
+    """Gemma-2-9B: thresholds and window at 0.001, biases at zero, no momentum."""
     run = priced("jump_relu", d_in, d_sae, k, seed)
     lr = WarmupDecay(peak=7e-5, warmup=1000 / _GEMMA.n_steps, decay=0.0)
-    return run.model_copy(update={"lr": lr, "betas": (0.0, 0.999)})
+    return run.model_copy(update={"lr": lr, "betas": (0.0, 0.999), "b_enc": 0.0})
 
 
 _NOTES = (

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from ..schedules import Linear
 from ..training import RunConfig
-from .base import Recipe, begun_sparse, priced, register
+from .base import Recipe, priced, register
 from .board_games import ANNEAL_FROM, published
 
 
 def make(d_in: int, d_sae: int, k: float, seed: int) -> RunConfig:
     """L1 while L0 comes down to k, then p falls, and has arrived when the learning rate begins to."""
-    return begun_sparse(priced("relu", d_in, d_sae, k, seed, p=Linear(start=1.0, end=0.2, begin=0.3, until=0.8)))
+    return priced("relu", d_in, d_sae, k, seed, p=Linear(start=1.0, end=0.2, begin=0.3, until=0.8))
 
 
 def board_games(d_in: int, d_sae: int, k: float, seed: int) -> RunConfig:

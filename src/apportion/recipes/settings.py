@@ -14,7 +14,8 @@ from .base import with_price
 def adjusted(config: RunConfig, recipe: str, settings: Sequence[str], recipes: Sequence[str]) -> RunConfig:
     """The config with those settings put in that name ``recipe``, validated as a whole.
 
-    A rule that is held to k by a price brings the objective that sets it, unless objectives are set too.
+    A rule that is held to k by a price brings the objective that sets it and the start that goes with it, unless
+    objectives are set too.
 
     Args:
         settings: such as ``soft_sae.allocator.hard=0.2``; values are JSON, or text where they are not.

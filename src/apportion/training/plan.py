@@ -136,7 +136,8 @@ def claim_folder(out: Path, configs: Mapping[str, RunConfig], source: Source, se
     if where.exists():
         found = read_plan(out)
         # As they are written: a list and a tuple are the same there, and so is a class that was defined again.
-        differing = [key for key, value in _written(found).items() if value != _written(plan)[key]]
+        then, now = _written(found), _written(plan)
+        differing = [key for key in now if then[key] != now[key]]
         if differing_rows(found.source, plan.source):
             differing.append("source")
         if differing:
