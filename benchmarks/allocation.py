@@ -24,7 +24,7 @@ RESULTS = HERE / "results" / "allocation.jsonl"
 TOKENS, K_MAX = 16_384, 256
 MEASURES = (
     *("tokens", "l0", "fvu", "fvu_uniform", "fvu_oracle", "fvu_in_order", "allocation_efficiency"),
-    *("k_correlation", "gain_correlation", "k_max", "beyond_k_max"),
+    *("k_correlation", "gain_correlation", "k_max", "beyond_k_max", "short_of_uniform"),
 )
 
 

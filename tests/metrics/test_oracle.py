@@ -112,7 +112,23 @@ def test_one_k_for_all_spends_what_poor_tokens_leave() -> None:
     metric.update(MetricBatch(x, sae.decode(code), code, None, order))
     variance = float((x - x.mean(0)).square().sum())
     # One feature each spends 3, two spend 5, three spend 7: the six that were spent are half-way.
-    assert metric.result()["fvu_uniform"] == pytest.approx(float(errors[2] + errors[3]) / 2 / variance)
+    result = metric.result()
+    assert result["fvu_uniform"] == pytest.approx(float(errors[2] + errors[3]) / 2 / variance)
+    assert result["short_of_uniform"] == pytest.approx(1 / 3)
+    assert result["allocation_efficiency"] is not None
+
+
+def test_a_rule_that_leaves_nothing_positive_unused_has_no_efficiency() -> None:
+    """One k for all that spends as much gives most tokens all that they have: the rule itself."""
+    sae, x = small(n=3)
+    values = torch.tensor([[3.0, 2.0, 1.0, 0.5], [2.0, 0.0, 0.0, 0.0], [1.0, 0.5, 0.0, 0.0]], dtype=torch.float64)
+    order = Ordered(torch.arange(12).reshape(3, 4), values)
+    metric, code = Oracle(sae.W_dec, sae.b_dec), split(order, torch.tensor([4, 1, 2]))
+    metric.update(MetricBatch(x, sae.decode(code), code, None, order))
+    result = metric.result()
+    assert result["short_of_uniform"] == pytest.approx(2 / 3)
+    assert result["fvu_uniform"] == pytest.approx(result["fvu_in_order"])
+    assert result["allocation_efficiency"] is None
 
 
 @pytest.mark.parametrize("config", [ThresholdConfig.for_k(6), FeatureThresholdConfig.for_k(6)])
@@ -147,7 +163,8 @@ def test_a_code_out_of_order_shows() -> None:
 def test_a_budget_beyond_k_max_has_no_efficiency_and_says_so() -> None:
     sae, x = small(TokenChoiceConfig.for_k(9), 40)
     result = measured(sae, x, sae.encode(x), k_max=4)
-    assert result["allocation_efficiency"] is None and result["fvu_uniform"] is None
+    assert result["allocation_efficiency"] is None
+    assert result["fvu_uniform"] is None and result["short_of_uniform"] is None
     assert (result["k_max"], result["beyond_k_max"]) == (4, 1.0)
     assert 0.5 < result["at_k_max"] <= 1
 

@@ -30,8 +30,11 @@ class Oracle(Metric):
     - ``fvu_oracle``: the best split of at most that budget. Exact at the budgets that a price attains, between
       two of them interpolated, and no split does better. ``fvu_oracle_slack`` bounds by how much it is too high
       because curves were thinned; 0 up to 2^20 steps of them.
+    - ``short_of_uniform``: the share of tokens with fewer positive affinities than that one k (the larger
+      neighbour). Where these are most, no k for all can be spent: a rule that lets everything positive fire is
+      its own ``fvu_uniform``.
     - ``allocation_efficiency`` = (``fvu_uniform`` - FVU) / (``fvu_uniform`` - ``fvu_oracle``); ``None`` where one
-      k for all is the best, and where L0 is more than one k of k_max gives.
+      k for all is the best, where most tokens fall short of it, and where L0 is more than one k of k_max gives.
     - ``fvu_in_order``: the method's k per token, its features taken from the order. Where no code has more than
       k_max, another number than FVU means that codes are no prefixes, and the efficiency is not about k alone.
     - ``oracle_price``: what one more feature per token would take off ``fvu_oracle``.
@@ -87,12 +90,15 @@ class Oracle(Metric):
 
     def result(self) -> dict[str, Json]:
         need_tokens(self._spread.n)
-        uniform = self._uniform()
+        k = self._uniform_k()
+        uniform = None if k is None else self._uniform(k)
+        short = None if k is None else self._short_of(k)
         bought = buy(self._curve.steps(), self._spent)
         oracle = float(self._errors[0]) - bought.saved
         return {
-            "allocation_efficiency": None if uniform is None else self._efficiency(uniform, oracle),
+            "allocation_efficiency": self._efficiency(uniform, oracle, short),
             "fvu_uniform": None if uniform is None else unexplained(uniform, self._spread),
+            "short_of_uniform": short,
             "fvu_oracle": unexplained(oracle, self._spread),
             "fvu_oracle_slack": unexplained(self._curve.loss, self._spread),
             "fvu_in_order": unexplained(self._in_order, self._spread),
@@ -108,17 +114,25 @@ class Oracle(Metric):
         self._errors = errors if first else self._errors + errors
         self._spends = spends if first else self._spends + spends
 
-    def _efficiency(self, uniform: float, oracle: float) -> float | None:
+    def _efficiency(self, uniform: float | None, oracle: float, short: float | None) -> float | None:
+        if uniform is None or short is None or short > 0.5:
+            return None
         possible = uniform - oracle
         return (uniform - self._error) / possible if possible > _ROUNDING * uniform else None
 
-    def _uniform(self) -> float | None:
-        """The summed error of one k for all that spends what was spent."""
+    def _uniform_k(self) -> int | None:
+        """The least k for all that spends what was spent, or more; None if k_max does not."""
+        enough = (self._spends >= self._spent).nonzero()
+        return int(enough[0]) if len(enough) else None
+
+    def _short_of(self, k: int) -> float:
+        having = int(self._spends[k] - self._spends[k - 1]) if k else self._spread.n
+        return 1 - having / self._spread.n
+
+    def _uniform(self, k: int) -> float:
+        """The summed error of one k for all that spends what was spent, interpolated from the k before."""
         spends: list[int] = self._spends.tolist()
         errors: list[float] = self._errors.tolist()
-        if self._spent > spends[-1]:
-            return None
-        k = next(k for k, most in enumerate(spends) if most >= self._spent)
         if spends[k] == self._spent:
             return errors[k]
         share = (self._spent - spends[k - 1]) / (spends[k] - spends[k - 1])
