@@ -5,14 +5,15 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from .affinities import WHOLE, Affinities, EncoderConfig, Ordered, affinities_of
-from .allocators.base import Allocator, AllocatorConfig, Calibration
+from .affinities import WHOLE, Affinities, EncoderConfig, Ordered, Survey, affinities_of
+from .allocators.base import Allocator, AllocatorConfig, Calibration, measured
 from .clock import END, Clock
 from .code import Code
 from .config import Config, Open
@@ -22,6 +23,9 @@ from .spans import span
 from .trace import Dictionary, Trace
 from .workspace import Workspace
 from .world import SOLO, World
+
+_TIES = 1e-3
+"""Of k: what a fitted rule may spend less because affinities are equal."""
 
 
 class SAEConfig(Config):
@@ -281,6 +285,9 @@ class SAE(nn.Module):
     def calibrate(self, blocks: Callable[[], Any], k: float) -> tuple[SAE, Calibration]:
         """Fit the frozen rule so that it spends ``k`` per token on held-out rows.
 
+        Where it lets every positive affinity fire and they are too few, all biases are raised by one number,
+        which stands in the calibration's ``extra`` under ``lift``.
+
         Args:
             blocks: each call iterates once over the rows, as tensors [n, d_in] in the SAE's own scale.
             k: features per token.
@@ -291,8 +298,9 @@ class SAE(nn.Module):
         if not 0 < k <= self.d_sae:
             raise InvalidInput(f"k = {k:g} must be above 0 and at most d_sae = {self.d_sae}; choose another")
         rule = self.allocator.freeze().to(self.device)
-        fitted = rule.calibrate(lambda: ((self.survey(x), x) for x in blocks()), k)
-        return self.with_allocator(fitted.allocator), fitted
+        fitted = rule.calibrate(self._surveys(blocks), k)
+        lifted = self._lifted(rule, blocks, k) if fitted.l0 < (1 - _TIES) * k else None
+        return lifted or (self.with_allocator(fitted.allocator), fitted)
 
     @torch.no_grad()
     def fold(self, scale: float) -> SAE:
@@ -305,6 +313,33 @@ class SAE(nn.Module):
         folded.b_dec.div_(scale)
         folded.allocator.fold(scale)
         return folded
+
+    @torch.no_grad()
+    def _lifted(self, rule: Allocator, blocks: Callable[[], Any], k: float) -> tuple[SAE, Calibration] | None:
+        """The SAE with all biases raised, by so much that its rule spends ``k``; None if that cannot be."""
+        if rule.lowered(0.0) is None:
+            return None
+        pre = self.survey(next(iter(blocks())))
+        typical = float(pre.at(pre.above(0.0)).mean())
+        if not math.isfinite(typical):
+            return None  # nothing fires at all
+        # By more than it takes: what is too much is found out and left off.
+        for ample in (typical, 4 * typical, 16 * typical):
+            fitted = rule.calibrate(self._raised(ample)._surveys(blocks), k)
+            lowered = fitted.allocator.lowered(ample)
+            if lowered and fitted.l0 >= (1 - _TIES) * k:
+                lifted = self._raised(ample - lowered[1]).with_allocator(lowered[0])
+                spent = measured(lowered[0], lifted._surveys(blocks), k)
+                return lifted, replace(spent, extra={**fitted.extra, "lift": ample - lowered[1]})
+        return None
+
+    def _raised(self, by: float) -> SAE:
+        other = copy.deepcopy(self)
+        other.encoder.bias.add_(by)
+        return other
+
+    def _surveys(self, blocks: Callable[[], Any]) -> Survey:
+        return lambda: ((self.survey(x), x) for x in blocks())
 
     def _with(self, config: SAEConfig, allocator: Allocator, metadata: dict[str, Any]) -> SAE:
         """A copy of encoder and decoder, as far as ``config`` has features, under a rule built for it."""

@@ -163,6 +163,15 @@ class Allocator(nn.Module, abc.ABC):
         """A frozen rule fitted to spend ``k`` per token on the survey; this one only measures what it spends."""
         return measured(self, survey, k)
 
+    def lowered(self, most: float) -> tuple[Allocator, float] | None:
+        """A rule that chooses from lower pre-activations what this one chooses, and by how much they are lower.
+
+        All by the same, and at most ``most``. None from a rule that more features are not to be had of by raising
+        the encoder's biases: ``SAE.calibrate`` raises them where a rule's positive affinities are too few for k,
+        and takes back what is too much.
+        """
+        return None
+
     def fold(self, scale: float) -> None:
         """Take over the input scale: from now on inputs, and so affinities, are ``scale`` times smaller."""
 

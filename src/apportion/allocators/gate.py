@@ -77,6 +77,12 @@ class Gate(Allocator):
         fitted.theta.fill_(theta)
         return measured(fitted, survey, k)
 
+    def lowered(self, most: float) -> tuple[Gate, float]:
+        """Gates open, and magnitudes, which count from the bias, stay."""
+        other, by = self.freeze(), min(float(self.theta), most)
+        other.theta -= by
+        return other, by
+
     def fold(self, scale: float) -> None:
         self.theta /= scale
         self.b_mag /= scale

@@ -86,7 +86,7 @@ class ReLU(Allocator):
             self.steady.mul_(before / then)
 
     def freeze(self) -> Threshold:
-        return Threshold(ThresholdConfig(k=self.config.k))
+        return Threshold(ThresholdConfig(k=self.config.k, lifts=True))
 
 
 def powers(values: Tensor, p: float) -> Tensor:

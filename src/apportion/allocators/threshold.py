@@ -14,10 +14,16 @@ from .base import Allocation, Allocator, Calibration, OneKnob, code_at, measured
 
 
 class ThresholdConfig(OneKnob):
-    """One threshold for all features, fitted to give ``k`` features per token."""
+    """One threshold for all features, fitted to give ``k`` features per token.
+
+    Attributes:
+        lifts: where positive affinities are too few for k, biases are raised until they are not. For a rule that
+            lets all of them fire in training, and so ends a little below its k as easily as above.
+    """
 
     inference_only: ClassVar[bool] = True
     kind: Literal["threshold"] = "threshold"
+    lifts: bool = False
 
     def build(self, *, d_in: int, d_sae: int) -> Threshold:
         return Threshold(self)
@@ -47,12 +53,19 @@ class Threshold(Allocator):
     @torch.no_grad()
     def calibrate(self, survey: Survey, k: float) -> Calibration:
         """The threshold that exactly round(k N) affinities of the survey's N tokens exceed (ties apart)."""
-        fitted = Threshold(ThresholdConfig(k=k))
+        fitted = Threshold(self.config.model_copy(update={"k": k}))
         theta, above, tokens = fit_cut(lambda: ((pre.n, _largest(pre)) for pre, _ in survey()), k)
         fitted.theta.fill_(theta)
         if theta > 0:
             return Calibration(fitted, k, above / tokens, tokens, short=0)
         return measured(fitted, survey, k)  # all positive affinities are too few: count who is short
+
+    def lowered(self, most: float) -> tuple[Threshold, float] | None:
+        if not self.config.lifts:
+            return None
+        other, by = self.freeze(), min(float(self.theta), most)
+        other.theta -= by
+        return other, by
 
     def fold(self, scale: float) -> None:
         self.theta /= scale
