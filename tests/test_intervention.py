@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -121,9 +122,16 @@ def test_editing_a_code_is_editing_its_matrix(seed: int) -> None:
         assert torch.equal(getattr(edited, name), getattr(want, name))
 
 
+def test_numbers_of_other_libraries_are_numbers() -> None:
+    sae, x = frozen("token_choice"), inputs(3, dtype=torch.float64)
+    want = sae.intervene(x, 3, 1.5).x_hat
+    for feature, value in ((np.int64(3), np.float32(1.5)), (torch.tensor(3), torch.tensor(1.5))):
+        assert torch.equal(sae.intervene(x, feature, value).x_hat, want)  # type: ignore[arg-type]
+
+
 def test_refusals() -> None:
     sae, x = frozen("token_choice"), inputs(3, dtype=torch.float64)
-    for feature in (-1, D_SAE, True, 1.0):
+    for feature in (-1, D_SAE, True, 1.0, torch.tensor(1.5), np.int64(D_SAE)):
         with pytest.raises(InvalidInput, match="not within 0 to 95"):
             sae.intervene(x, feature, 1.0)  # type: ignore[arg-type]
     for value in (-0.1, math.nan, math.inf, "1"):

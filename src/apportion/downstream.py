@@ -8,15 +8,18 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .activations.capture import patched
+from .activations.capture import capture, patched
 from .activations.contexts import ContextSource
 from .activations.models import LoadedModel
+from .activations.rows import StoreSource
 from .activations.source import Source, Split
 from .errors import InvalidInput
 from .metrics import CausalDownstream, Codec, EncoderDownstream, Json, device_of
 
 CAUSAL_CONTEXTS, ENCODER_CONTEXTS = 8, 32
 """Contexts that a patched model reads at once: three sets of logits, or of hidden states, are held together."""
+_APART = 0.01
+"""Of the square of a state: more than what another precision or batch makes of it."""
 KEPT_BYTES = 2**30
 """On the device of the model: those of 5,300 positions with 50,304 tokens in the vocabulary."""
 
@@ -33,7 +36,7 @@ class Downstream:
         keep_bytes: how much of the outputs of the model as it is to keep for the next dictionary.
 
     Raises:
-        InvalidInput: the source has no contexts to feed the model.
+        InvalidInput: the source has no contexts to feed the model, or is a store and another model's.
     """
 
     def __init__(
@@ -45,6 +48,8 @@ class Downstream:
         *,
         keep_bytes: int = KEPT_BYTES,
     ) -> None:
+        if isinstance(source, StoreSource):
+            check_model(source, model, split)
         if not isinstance(source, ContextSource):
             raise InvalidInput(
                 f"a model was given but a {type(source).__name__} has no contexts to feed it; "
@@ -103,6 +108,35 @@ class Downstream:
         output = self._model.model(**inputs)
         tensor: Tensor = output.logits if self._model.causal else output.last_hidden_state
         return tensor
+
+
+def check_model(source: StoreSource, model: LoadedModel, split: Split = "evaluate") -> None:
+    """Refuse a model whose states on a context of the store are not those that the store has of it.
+
+    Its name says too little: a folder may hold other weights by the same one.
+
+    Raises:
+        InvalidInput: they are not, or of another width.
+    """
+    contexts = next(source.contexts(split, 1, 1), None)
+    if contexts is None:
+        return  # nothing is held out, which is said elsewhere
+    captured = next(source.blocks(split, contexts.rows)).x
+    states = capture(model.model, [source.module], contexts.inputs(model.device))[source.module]
+    states = states[contexts.keep.to(states.device)].to("cpu", torch.float32)[: len(captured)]
+    if states.shape[-1] != captured.shape[-1]:
+        raise _another_model(source, model, f"states of width {states.shape[-1]} and not {captured.shape[-1]}")
+    apart, length = float((states - captured).square().sum()), float(captured.square().sum())
+    if not apart <= _APART * length:
+        share = apart / max(length, 1e-30)
+        raise _another_model(source, model, f"states that differ by {share:.0%} of their square")
+
+
+def _another_model(source: StoreSource, model: LoadedModel, how: str) -> InvalidInput:
+    return InvalidInput(
+        f"{model.name} has {how}, at {source.module} on the first context that the store has from "
+        f"{source.manifest.model}; give the model and the weights that it was captured from"
+    )
 
 
 def fewer(*limits: int | None) -> int | None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple
+import operator
+from typing import Literal, NamedTuple, SupportsFloat, SupportsIndex
 
 import torch
 from torch import Tensor
@@ -28,18 +29,33 @@ class Intervention(NamedTuple):
     code: Code
 
 
-def check_intervention(feature: int, value: float, k: str, d_sae: int) -> None:
-    """Raise ``InvalidInput`` for a feature or value that no code can hold, ``InvalidConfig`` for an unknown k."""
-    if isinstance(feature, bool) or not isinstance(feature, int) or not 0 <= feature < d_sae:
+def check_intervention(feature: object, value: object, k: str, d_sae: int) -> tuple[int, float]:
+    """Feature and value as plain numbers, whatever library they come from.
+
+    Raises ``InvalidInput`` for a feature or value that no code can hold, ``InvalidConfig`` for an unknown k.
+    """
+    place = _whole(feature)
+    if place is None or not 0 <= place < d_sae:
         raise InvalidInput(
-            f"feature {feature!r} is not within 0 to {d_sae - 1}; pass the number of one feature of this SAE"
+            f"feature {feature!r} is not within 0 to {d_sae - 1}, as a whole number; pass that of one feature"
         )
-    if not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+    amount = float(value) if isinstance(value, SupportsFloat) else math.nan
+    if not 0 <= amount < math.inf:
         raise InvalidInput(
             f"a feature was to be clamped to {value!r}; pass a finite number, at least 0 (0 takes it out)"
         )
     if k not in ("keep", "recompute"):
         raise InvalidConfig(f'k = {k!r} says nothing of the budget; choose "keep" or "recompute"')
+    return place, amount
+
+
+def _whole(number: object) -> int | None:
+    if isinstance(number, bool) or not isinstance(number, SupportsIndex):
+        return None
+    try:
+        return operator.index(number)
+    except TypeError:  # a tensor of floats looks as if it had one
+        return None
 
 
 def clamped_at_k(code: Code, order: Ordered, feature: int, value: float) -> Code:

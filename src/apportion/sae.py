@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 from pydantic import Field, model_validator
@@ -208,7 +208,7 @@ class SAE(nn.Module):
         return self.allocator.order(trace.pre, trace.x, k)
 
     def intervene(
-        self, x: Tensor, feature: int, value: float, *, k: OnBudget = "recompute", error: bool = True
+        self, x: Tensor, feature: SupportsIndex, value: float, *, k: OnBudget = "recompute", error: bool = True
     ) -> Intervention:
         """Clamp one feature to ``value`` on every token of ``x [..., d_in]``, 0 taking it out, and decode.
 
@@ -232,18 +232,18 @@ class SAE(nn.Module):
                 ``k`` is ``"keep"`` and the rule couples rows, so that its codes are no prefixes of its order.
             InvalidConfig: ``k`` is another word.
         """
-        check_intervention(feature, value, k, self.d_sae)
+        place, value = check_intervention(feature, value, k, self.d_sae)
         self._check(x)
         trace = self.read(x.reshape(-1, self.d_in))
         if k == "recompute":
-            code = trace.code.clamped(feature, value)
+            code = trace.code.clamped(place, value)
         elif self.allocator.couples_rows:
             raise InvalidInput(
                 'k = "keep" needs a rule that gives each token its own order; freeze the SAE first'
             )
         else:
             most = int(trace.code.counts().max()) if len(trace.x) else 0
-            code = clamped_at_k(trace.code, self.order(trace, most + 1), feature, value)
+            code = clamped_at_k(trace.code, self.order(trace, most + 1), place, value)
         x_hat = self.decode(code)
         if error:
             x_hat = trace.x + (x_hat - trace.x_hat)  # to the bit x where the codes are equal

@@ -146,3 +146,34 @@ def test_a_measure_that_is_undefined_for_an_sae_is_left_out() -> None:
     summary = Summary(saes)
     assert [level.k for level in summary.levels()] == [16, 32]
     assert "fvu" not in next(iter(summary.points())).measures
+
+
+def test_another_sae_that_shares_no_l0_with_the_others_changes_nothing_of_theirs() -> None:
+    """They would be read at k instead, each on the seeds that reach it."""
+    saes = []
+    for seed, l0 in ((0, 1.004), (1, 1.006), (2, 0.999)):
+        saes += [*front("a", seed, law(1)), *front("b", seed, law(0.9, l0=l0))]
+    alone = list(Summary(saes).levels())
+    assert {(level.method, level.k, level.value.n) for level in alone} == {
+        (method, k, 3) for method in "ab" for k in (8, 16, 32)
+    }
+    strange = [*front("c", 0, law(1, k=(8,), l0=1.09)), *front("d", 0, law(1, k=(8,), l0=0.98))]
+    assert list(Summary([*saes, *strange]).levels()) == alone
+
+
+def test_a_method_that_reaches_k_with_some_seeds_only_is_not_read_there() -> None:
+    saes = [
+        *front("a", 0, law(1)),
+        *front("a", 1, law(1)),
+        *front("b", 0, law(1)),
+        *front("b", 1, law(1, k=(8, 16))),
+    ]
+    cells = {(level.method, level.k) for level in Summary(saes).levels()}
+    assert cells == {("a", 8), ("a", 16), ("a", 32), ("b", 8), ("b", 16)}
+
+
+def test_a_mean_over_seeds_is_of_all_of_them_or_none() -> None:
+    saes = [sae for s in range(3) for sae in front("a", s, law(1, k=(16,)))]
+    saes[1].measures["fvu"] = None
+    (point,) = Summary(saes).points()
+    assert "fvu" not in point.measures and point.measures["l0"].n == 3

@@ -17,7 +17,8 @@ from apportion.report.curves import read_curve
 from apportion.report.report import in_detail
 
 from ..compare.conftest import many_documents
-from ..training.training_kit import config, settings
+from ..training.training_kit import D_IN, config, settings
+from . import report_kit
 
 
 def measured(method: str, k: float, seed: int = 0) -> Measured:
@@ -60,6 +61,17 @@ def test_a_source_without_text_gives_all_other_sections(tmp_path: Path) -> None:
     assert 'id="data-tokens"' not in text and 'id="chart-training-fvu"' not in text
 
 
+def test_an_sae_that_never_fires_is_shown_beside_the_others(tmp_path: Path) -> None:
+    rows = many_documents()
+    saes = ap.train({f"one-k{k}": config(k=k) for k in (3, 5)}, rows, tmp_path / "runs", settings(20))
+    silent = ap.train({"silent-k3": config(k=3)}, rows, tmp_path / "silent", settings(20))["silent-k3"]
+    with torch.no_grad():
+        silent.encoder.bias.fill_(-1e6)
+    report({**saes, "silent-k3": silent}, rows, tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text()
+    assert 'id="chart-front-fvu"' in text and 'id="chart-budgets"' in text and "silent" in text
+
+
 def test_what_is_left_out_stands_in_the_page(
     runs: dict[str, ap.SAE | str | Path], source: StoreSource, tmp_path: Path
 ) -> None:
@@ -70,6 +82,22 @@ def test_what_is_left_out_stands_in_the_page(
     text = (tmp_path / "page.html").read_text()
     assert "wide-k3 is left out:" in text and "no model was given" in text
     assert "tokenizer of speaker is not at hand" in text
+
+
+def test_another_model_of_the_same_name_is_refused(
+    runs: dict[str, ap.SAE | str | Path], source: StoreSource, model: LoadedModel
+) -> None:
+    other = report_kit.speaker()
+    with torch.no_grad():
+        other.model.block.weight.mul_(-1)
+    assert other.name == model.name
+    ap.compare(runs, source, model=model, limit=50)
+    for change in (lambda: None, lambda: setattr(other.model, "block", torch.nn.Linear(D_IN, 5))):
+        change()
+        with pytest.raises(
+            InvalidInput, match=r"speaker has states .*, at block on the first .* weights"
+        ):
+            ap.compare(runs, source, model=other, limit=50)
 
 
 def test_bad_input_is_refused_before_anything_is_measured(

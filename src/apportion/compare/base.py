@@ -39,7 +39,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Level:
-    """A measure of a method at an L0 where it is read for all methods that come near k.
+    """A measure of a method at the L0 where all methods are read that have one near k in common.
 
     Attributes:
         l0: the mean over seeds of where it is read.

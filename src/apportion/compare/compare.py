@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from ..io import load_sae
 from ..metrics.base import Moments, wide
 from ..metrics.intervals import redrawn_sums
 from ..sae import SAE
-from .base import Comparison, Measured
+from .base import Comparison, Difference, Measured
 from .origin import Origin, check_fair, methods_of, origin_of
 from .summary import Sample, Summary
 
@@ -157,7 +157,7 @@ def _compared(
     enough = spread is not None and len(spread) >= FEWEST_DOCUMENTS
     redrawn = _redrawn({sae.name: found[sae.name].measures for sae in saes}, spread) if enough else []
     summary = Summary(saes, redrawn, 0 if spread is None else len(spread))
-    tokens = saes[0].measures["tokens"]
+    tokens, differences = saes[0].measures["tokens"], tuple(summary.differences())
     assert tokens is not None
     return Comparison(
         tokens=int(tokens),
@@ -165,9 +165,9 @@ def _compared(
         saes=tuple(saes),
         points=tuple(summary.points()),
         levels=tuple(summary.levels()),
-        differences=tuple(summary.differences()),
+        differences=differences,
         left_out=left_out,
-        notes=tuple(_notes(saes, found, summary, spread)),
+        notes=(*_notes(saes, found, summary, spread), *_cut_short(saes), *_undrawn(differences, redrawn)),
     )
 
 
@@ -240,3 +240,24 @@ def _notes(
                     "there is no difference to pair; train them with the same seeds"
                 )
     return notes
+
+
+def _cut_short(saes: Sequence[Measured]) -> Iterator[str]:
+    """That efficiencies are off where the oracle looked at fewer features than codes have."""
+    cut = {sae.name: beyond for sae in saes if (beyond := sae.measures.get("beyond_k_max"))}
+    if cut:
+        worst = max(cut, key=cut.__getitem__)
+        yield (
+            f"{len(cut)} of {len(saes)} SAEs give some tokens more features than the oracle may ({worst} "
+            f"{cut[worst]:.2%} of them), so their efficiencies are not about k alone; raise --oracle"
+        )
+
+
+def _undrawn(differences: Sequence[Difference], redrawn: Sequence[Sample]) -> Iterator[str]:
+    """Which differences of one seed have no interval although documents were drawn again."""
+    for one in differences:
+        if redrawn and one.measure == "fvu" and one.value.n == 1 and one.value.half is None:
+            yield (
+                f"{one.method} less {one.reference} at k = {one.k:g} has no interval, for on some of the "
+                f"{len(redrawn)} redrawn sets of documents they share no L0; train more k on either side"
+            )

@@ -56,6 +56,8 @@ class Summary:
             group = [sae for sae in self._saes if (sae.method, sae.k) == (method, k)]
             measures = {}
             for measure in dict.fromkeys(name for sae in group for name in sae.measures):
+                if any(sae.measures.get(measure) is None for sae in group):
+                    continue  # the mean of those that have it would be of other seeds than its neighbours
                 readings: list[Reading] = [_measure_of(sae.name, measure) for sae in group]
                 if (value := self._interval(readings)) is not None:
                     measures[measure] = value
@@ -63,17 +65,17 @@ class Summary:
                 yield Point(method, k, measures)
 
     def levels(self) -> Iterator[Level]:
-        """Every method at the L0 nearest to each k that all methods near it reach with the same seed."""
-        for measure, k, method in itertools.product(self._read, self.k, self.methods):
-            readings: list[Reading] = []
-            places = []
-            for seed in self.seeds(method):
-                reading = self._level(method, seed, measure, k)
-                if reading(self._all) is not None:
-                    readings.append(reading)
-                    places.append(self._place(self._all, seed, k))
-            if (value := self._interval(readings)) is not None:
-                yield Level(method, k, statistics.fmean(places), measure, value)
+        """The methods that share an L0 near a k with every seed, at the nearest one that all of them reach."""
+        for measure, k in itertools.product(self._read, self.k):
+            together = self._together(k)
+            for method in together:
+                seeds = self.seeds(method)
+                readings = [self._level(method, seed, measure, k, together) for seed in seeds]
+                places = [self._place(self._all, seed, k, together) for seed in seeds]
+                if any(reading(self._all) is None for reading in readings):
+                    continue
+                if (value := self._interval(readings)) is not None:
+                    yield Level(method, k, statistics.fmean(p for p in places if p is not None), measure, value)
 
     def differences(self) -> Iterator[Difference]:
         """Every method less each of those before it, at the L0 nearest to each k that both reach."""
@@ -109,8 +111,8 @@ class Summary:
             redrawn.append(value)
         return over_documents(values[0], redrawn, self._documents) if redrawn else over_seeds(values)
 
-    def _level(self, method: str, seed: Seed, measure: str, k: float) -> Reading:
-        return lambda sample: self._at(sample, method, seed, measure, self._place(sample, seed, k))
+    def _level(self, method: str, seed: Seed, measure: str, k: float, together: Sequence[str]) -> Reading:
+        return lambda sample: self._at(sample, method, seed, measure, self._place(sample, seed, k, together))
 
     def _difference(self, reference: str, method: str, seed: Seed, measure: str, k: float) -> Reading:
         def read(sample: Sample) -> float | None:
@@ -120,11 +122,27 @@ class Summary:
 
         return read
 
-    def _place(self, sample: Sample, seed: Seed, k: float) -> float:
-        """Where methods are read near k: at k itself if they have no L0 near it in common."""
-        near = [method for method, own in self._fronts if own == seed and self._near(method, seed, k)]
-        found = common_l0(k, [self._front(sample, method, seed) for method in near])
-        return k if found is None else found
+    def _together(self, k: float) -> list[str]:
+        """The methods to be read near k, in their order; who ends farthest from it is left out first.
+
+        A method that reaches k with some seeds only, or has no L0 in common with nearer ones, would be read on
+        other seeds or at another L0 than they are.
+        """
+        near = [m for m in self.methods if all(self._near(m, seed, k) for seed in self.seeds(m))]
+        found = sorted(near, key=lambda method: self._distance(method, k))
+        seeds = dict.fromkeys(seed for method in near for seed in self.seeds(method))
+        while found and any(self._place(self._all, seed, k, found) is None for seed in seeds):
+            found.pop()
+            seeds = dict.fromkeys(seed for method in found for seed in self.seeds(method))
+        return [method for method in near if method in found]
+
+    def _distance(self, method: str, k: float) -> float:
+        nearest = (common_l0(k, [self._front(self._all, method, seed)]) for seed in self.seeds(method))
+        return max(abs(l0 - k) for l0 in nearest if l0 is not None)
+
+    def _place(self, sample: Sample, seed: Seed, k: float, together: Sequence[str]) -> float | None:
+        """The L0 nearest to k that those of the methods that have the seed reach with it."""
+        return common_l0(k, [self._front(sample, m, seed) for m in together if (m, seed) in self._fronts])
 
     def _shared(self, sample: Sample, methods: Sequence[str], seed: Seed, k: float) -> float | None:
         if not all(self._near(method, seed, k) for method in methods):

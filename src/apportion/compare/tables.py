@@ -121,7 +121,7 @@ def _levels(comparison: Comparison, measure: str) -> Table:
         places = [level.l0 for level in levels if level.k == own]
         heads.append(f"L0 {sum(places) / len(places):.2f}")
     rows = []
-    for method in dict.fromkeys(level.method for level in levels):
+    for method in dict.fromkeys(point.method for point in comparison.points):
         found = [cells.get((method, own)) for own in k]
         rows.append([method, *("" if one is None else cell_of(one.value, measure) for one in found)])
     return Table(f"{TITLES[measure]} at equal measured L0", ["method", *heads], rows)

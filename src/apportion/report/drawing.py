@@ -93,8 +93,9 @@ def line(
 
 
 def log_axis(title: str, values: Sequence[float]) -> dict[str, Any]:
-    """A logarithmic axis around positive ``values``, with ticks at round numbers however short it is."""
-    low, high = min(values, default=1.0), max(values, default=10.0)
+    """A logarithmic axis around those ``values`` that it can show, with ticks at round numbers however short."""
+    shown = [value for value in values if value > 0]
+    low, high = min(shown, default=1.0), max(shown, default=10.0)
     pad = max(0.06 * math.log10(high / low), 0.02)
     ends = [math.log10(low) - pad, math.log10(high) + pad]
     places = ticks(10 ** ends[0], 10 ** ends[1])
