@@ -94,9 +94,7 @@ def test_another_model_of_the_same_name_is_refused(
     ap.compare(runs, source, model=model, limit=50)
     for change in (lambda: None, lambda: setattr(other.model, "block", torch.nn.Linear(D_IN, 5))):
         change()
-        with pytest.raises(
-            InvalidInput, match=r"speaker has states .*, at block on the first .* weights"
-        ):
+        with pytest.raises(InvalidInput, match=r"speaker has states .*, at block on the first .* weights"):
             ap.compare(runs, source, model=other, limit=50)
 
 
