@@ -13,9 +13,12 @@ from tqdm import tqdm
 
 from .activations.contexts import ContextSource
 from .activations.labels import LabelledSource
+from .activations.models import LoadedModel
+from .activations.rows import StoreSource
 from .activations.source import Batch, Source, Split
 from .activations.splits import Bools, Ints
-from .complexity import Scores
+from .complexity import Scores, token_losses
+from .downstream import CAUSAL_CONTEXTS, check_model
 from .errors import InvalidInput
 from .evaluate import reblock
 from .metrics import (
@@ -26,12 +29,16 @@ from .metrics import (
     Relation,
     SparseProbe,
     device_of,
+    local_dimension,
     relations,
     sparse_probe,
 )
 from .training import with_scores
 
 Columns: TypeAlias = dict[str, list[NDArray[np.float64]]]
+
+POINTS, POOL = 1024, 16_384
+"""Tokens whose local dimension is estimated, and tokens that their neighbours are sought among."""
 
 
 @runtime_checkable
@@ -71,6 +78,8 @@ def adaptivity(
     *,
     scores: Mapping[str, Scores] | None = None,
     of_documents: Mapping[str, Covariate] | None = None,
+    model: LoadedModel | None = None,
+    neighbours: int | None = None,
     every: int = 1,
     limit: int | None = None,
     split: Split = "evaluate",
@@ -80,23 +89,29 @@ def adaptivity(
 
     Covariates are ``position`` (place in the context that the model read, from 0), ``frequency`` (share of the
     part's tokens that are the same token; only of a store that kept what its model read), ``length`` (‖x‖²),
-    ``error`` (‖x − x̂‖²), every one of ``scores``, complexity upwards, and every one of ``of_documents``.
+    ``error`` (‖x − x̂‖²), every one of ``scores``, complexity upwards, and every one of ``of_documents``; with a
+    model ``surprisal``, the token's own, in nats; with neighbours ``dimension``, the ``local_dimension`` at up to
+    ``POINTS`` tokens, evenly spaced, among up to ``POOL``.
 
     Args:
         source: knows its documents; those of a source without contexts count as one context each.
         scores: of its documents or contexts, by the name to report.
         of_documents: a number or a word for each of ``source.documents``, by the name to report.
+        model: the causal language model that the source was captured from.
+        neighbours: how many of them a dimension is estimated from; 100, say.
         every: read only each so many-th context, so that few tokens come from many documents.
         limit: look at the first so many rows only.
 
     Raises:
-        InvalidInput: widths differ, nothing is left to read, or scores or words do not belong to the source.
+        InvalidInput: widths differ, nothing is left to read, or scores or words do not belong to the source; the
+            model predicts no next token or is not the source's; there are no more tokens than neighbours.
     """
     if source.d_in != sae.d_in or every < 1:
         raise InvalidInput(
             f"an SAE of width {sae.d_in} was to read each {every}-th context of a source of width {source.d_in}; "
             "give the module that it was trained on, and 1 or more"
         )
+    losses = None if model is None else _losses(source, model, split, limit)
     contexts = _contexts(source)
     scored = {name: with_scores(source, one, standardise=False) for name, one in (scores or {}).items()}
     columns: Columns = {}
@@ -110,11 +125,17 @@ def adaptivity(
                 _add(columns, _measured(sae, _taken(batch, rows), contexts, scored))
     if not columns:
         raise InvalidInput(f"the part {split!r} of the source gave no rows (limit {limit}); raise the limit")
-    found = {name: np.concatenate(parts) for name, parts in columns.items()}
-    k, document, place = (found.pop(name).astype(np.int64) for name in ("k", "document", "place"))
-    shares = _shares(source, split, np.concatenate(kept))
+    whole = {name: np.concatenate(parts) for name, parts in columns.items()}
+    k, document, place = (whole.pop(name).astype(np.int64) for name in ("k", "document", "place"))
+    found: dict[str, Covariate] = {**whole}
+    read = np.concatenate(kept)
+    found |= _shares(source, split, read)
+    if losses is not None:
+        found["surprisal"] = losses[: len(read)][read]
+    if neighbours is not None:
+        found["dimension"] = _dimensions(source, split, read, neighbours)
     words = {name: _at(one, document) for name, one in (of_documents or {}).items()}
-    return Tokens(k, document, place, {**found, **shares, **words})
+    return Tokens(k, document, place, {**found, **words})
 
 
 def register_probes(
@@ -222,6 +243,38 @@ def _shares(source: Source, split: Split, kept: NDArray[np.bool_]) -> dict[str, 
     ids = torch.cat([one.input_ids[one.keep] for one in contexts]).numpy()
     own = ids[: len(kept)][kept]
     return {"frequency": np.bincount(ids)[own] / len(ids)}
+
+
+def _losses(source: Source, model: LoadedModel, split: Split, limit: int | None) -> NDArray[np.float64]:
+    """[rows] what the model loses on the token of each row, NaN for the first of a context."""
+    if not model.causal:
+        raise InvalidInput(
+            f"the model {model.name!r} predicts no next token, so no token has a surprisal; leave the model out"
+        )
+    if isinstance(source, StoreSource):
+        check_model(source, model, split)
+    if not isinstance(source, ContextSource):
+        raise InvalidInput(
+            f"a model was given but a {type(source).__name__} has no contexts to feed it; leave the model out"
+        )
+    batches = source.contexts(split, CAUSAL_CONTEXTS, limit)
+    found = [token_losses(model, one.input_ids, one.attention_mask)[one.keep] for one in batches]
+    return torch.cat(found).double().numpy() if found else np.zeros(0)
+
+
+def _dimensions(source: Source, split: Split, kept: Bools, neighbours: int) -> NDArray[np.float64]:
+    """[tokens] the local dimension at some of the kept rows, NaN at the others."""
+    rows = np.flatnonzero(kept)
+    pool = np.linspace(0, len(rows) - 1, min(len(rows), POOL)).astype(np.int64)
+    points = np.linspace(0, len(pool) - 1, min(len(pool), POINTS)).astype(np.int64)
+    wanted, found, first = rows[pool], [], 0
+    for batch in source.blocks(split, len(kept)):
+        own = wanted[(wanted >= first) & (wanted < first + len(batch.x))] - first
+        found.append(batch.x[torch.from_numpy(own)])
+        first += len(batch.x)
+    dimensions = np.full(len(rows), np.nan)
+    dimensions[pool[points]] = local_dimension(torch.cat(found), torch.from_numpy(points), neighbours).numpy()
+    return dimensions
 
 
 def _at(covariate: Covariate, document: Ints) -> Covariate:

@@ -38,7 +38,9 @@ def test_what_k_follows(command: Command, run: Path, store: Path, labelled: list
     done = command("analyse", run, "--data", store, *labelled, "--json")
     assert done.status == 0, done.err
     found = {row["covariate"]: row for row in done.rows}
-    assert list(found) == ["position", "length", "error", "column", "frequency", "kind"]
+    assert list(found) == ["position", "length", "error", "column", "frequency", "dimension", "kind"]
+    less = command("analyse", run, "--data", store, "--neighbours", "0", "--json")
+    assert "dimension" not in {row["covariate"] for row in less.rows}
     sae = ap.load(run / "mutual_choice-k4")
     source = ap.StoreSource(store, heldout=0.5)
     batches = list(source.blocks("evaluate"))

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from ..activations import StoreSource, iter_documents
+from ..activations import LoadedModel, StoreSource, iter_documents, load_model
 from ..analysis import adaptivity, labels_of, register_probes
 from ..complexity import Scores, load_scores
 from ..complexity.scores import repeated_ids
@@ -28,9 +28,10 @@ PROBES = ("run", "n_features", "accuracy", "accuracy_half", "baseline", "classes
 class Analyse:
     """What the features per token of one SAE, or of all of a training folder, follow on held-out documents.
 
-    Prints mean k in bins of a token's position, frequency, squared length, squared error, scores and label, with
-    95 % intervals over documents; Spearman's coefficient (rho); and the share of k's variance that lies between
-    the bins. With --probe: how well a few features tell the label of held-out documents.
+    Prints mean k in bins of a token's position, frequency, squared length, squared error, local dimension,
+    surprisal (--model), scores and label, with 95 % intervals over documents; Spearman's coefficient (rho); and
+    the share of k's variance that lies between the bins. With --probe: how well a few features tell the label of
+    held-out documents.
     """
 
     run_folder: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
@@ -39,6 +40,10 @@ class Analyse:
     """Store with activations of the same module."""
     scores: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """File that `apportion score` wrote for the same texts: complexity, surprisal (repeatable)."""
+    model: str | None = None
+    """The causal language model that the store was captured from, for each token's surprisal."""
+    neighbours: int = 100
+    """How many of them a token's local dimension is estimated from; 0 leaves it out."""
     labels: str | None = None
     """Texts that were captured, with a word for each under --field; found by their ids."""
     field: str | None = None
@@ -75,8 +80,8 @@ class Analyse:
             )
         StoreSource(self.data, self.module)  # checks every shard once
         rows: list[dict[str, Any]] = []
-        words = self._words()
-        scores = self._scores()
+        words, scores = self._words(), self._scores()
+        model = load_model(self.model) if self.model else None
         for folder in sae_folders(Path(self.run_folder)):
             sae = load_sae(folder).to(self.device)
             source = source_of(self.data, self.module, self.heldout, folder.name, sae)
@@ -84,20 +89,27 @@ class Analyse:
             found = (
                 self._probes(sae, source, labels)
                 if labels and self.probe
-                else self._relations(sae, source, labels, scores)
+                else self._relations(sae, source, labels, scores, model)
             )
             rows += [{"run": folder.name, **row} for row in found]
         show(rows, self.json, PROBES if self.probe else TABLE)
         return 0
 
     def _relations(
-        self, sae: SAE, source: StoreSource, labels: Classes | None, scores: dict[str, Scores]
+        self,
+        sae: SAE,
+        source: StoreSource,
+        labels: Classes | None,
+        scores: dict[str, Scores],
+        model: LoadedModel | None,
     ) -> Iterator[dict[str, Any]]:
         tokens = adaptivity(
             sae,
             source,
             scores=scores,
             of_documents={} if labels is None else {str(self.field): labels},
+            model=model,
+            neighbours=self.neighbours or None,
             every=self.every,
             limit=self.limit,
             progress=on_terminal(),

@@ -13,7 +13,7 @@ from .column import Column, ColumnConfig
 from .llm import Judge, JudgeConfig
 from .readability import Readability, ReadabilityConfig
 from .scores import Scores, ScoreScale, fit_scale, load_scores, save_scores
-from .surprisal import Surprisal, SurprisalConfig
+from .surprisal import Surprisal, SurprisalConfig, token_losses
 
 __all__ = [
     "Column",
@@ -35,6 +35,7 @@ __all__ = [
     "fit_scale",
     "load_scores",
     "save_scores",
+    "token_losses",
 ]
 
 import_siblings(__name__, __path__)

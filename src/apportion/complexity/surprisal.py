@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 
 from ..errors import InvalidInput
-from .base import LanguageModel, Scored, Scorer, ScorerConfig, Text, Tools, Window
+from .base import CausalModel, LanguageModel, Scored, Scorer, ScorerConfig, Text, Tools, Window
 
 CHUNK_ENTRIES = 2**23
 """Logits in float32 whose losses are computed at a time: 32 MiB."""
@@ -100,17 +100,28 @@ class Surprisal(Scorer):
                 found[number] = row[: len(keep)][keep]
         return [found[number] for number in range(len(windows))]
 
-    @torch.no_grad()
     def _of_batch(self, ids: Sequence[Tensor]) -> Tensor:
-        """[c, L] on the CPU: the loss of each token, NaN for the first and where padded."""
-        device = self._model.device
-        tokens = pad_sequence(list(ids), batch_first=True).to(device)
-        mask = pad_sequence([torch.ones_like(one) for one in ids], batch_first=True).to(device)
-        logits = self._model.model(input_ids=tokens, attention_mask=mask).logits
-        losses = torch.full(tokens.shape, torch.nan, device=device)
-        step = max(1, CHUNK_ENTRIES // logits.shape[-1])
-        for positions in torch.split(mask[:, 1:].nonzero(), step):
-            row, before = positions.unbind(1)
-            own = cross_entropy(logits[row, before].float(), tokens[row, before + 1], reduction="none")
-            losses[row, before + 1] = own.nan_to_num(torch.inf, posinf=torch.inf)  # NaN means "not scored"
-        return losses.cpu()
+        tokens = pad_sequence(list(ids), batch_first=True)
+        mask = pad_sequence([torch.ones_like(one) for one in ids], batch_first=True)
+        return token_losses(self._model, tokens, mask)
+
+
+@torch.no_grad()
+def token_losses(model: CausalModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """-log p of each token given those before it, nats.
+
+    Args:
+        input_ids, attention_mask: [c, L] int64, padded on the right.
+
+    Returns:
+        [c, L] float32 on the CPU, NaN for the first token of a context and where padded.
+    """
+    tokens, mask = input_ids.to(model.device), attention_mask.to(model.device)
+    logits = model.model(input_ids=tokens, attention_mask=mask).logits
+    losses = torch.full(tokens.shape, torch.nan, device=model.device)
+    step = max(1, CHUNK_ENTRIES // logits.shape[-1])
+    for positions in torch.split(mask[:, 1:].nonzero(), step):
+        row, before = positions.unbind(1)
+        own = cross_entropy(logits[row, before].float(), tokens[row, before + 1], reduction="none")
+        losses[row, before + 1] = own.nan_to_num(torch.inf, posinf=torch.inf)  # NaN means "not scored"
+    return losses.cpu()

@@ -6,16 +6,17 @@ measures share is in ``base``.
 
 How to add one: a file here with a ``Metric`` (``update`` for a block, ``result`` for the numbers), a test
 in ``tests/metrics`` against a naive float64 reference, and, if every evaluation should report it, one entry
-in ``apportion.evaluate``. ``downstream``, ``baselines``, ``correlation``, ``adaptivity``, ``probing`` and
-``truth`` measure other things than a block of codes (the logits of a patched model, a linear projection, numbers
-per token, labels of documents, a known dictionary) and so have ``update`` methods and functions of their own
-shape. ``intervals`` says how surely.
+in ``apportion.evaluate``. ``downstream``, ``baselines``, ``correlation``, ``adaptivity``, ``dimension``,
+``probing`` and ``truth`` measure other things than a block of codes (the logits of a patched model, a linear
+projection, numbers per token, labels of documents, a known dictionary) and so have ``update`` methods and
+functions of their own shape. ``intervals`` says how surely.
 """
 
 from .adaptivity import Bin, Classes, Covariate, Relation, relations
 from .base import Codec, Json, Metric, MetricBatch, device_of
 from .baselines import Pca, fit_pca, pca_fvu
 from .correlation import spearman
+from .dimension import local_dimension
 from .documents import PerDocument
 from .downstream import CausalDownstream, EncoderDownstream
 from .features import FeatureDensity, Silence
@@ -49,6 +50,7 @@ __all__ = [
     "Sparsity",
     "device_of",
     "fit_pca",
+    "local_dimension",
     "pca_fvu",
     "recovered",
     "relations",
