@@ -81,8 +81,10 @@ def efficiency(measures: dict[str, Any]) -> float | None:
     return measures["allocation_efficiency"]
 
 
-def left(measures: dict[str, Any]) -> float:
+def left(measures: dict[str, Any]) -> float | None:
     """The share of the error that the best k per token would take off, with everything else as it is."""
+    if measures["allocation_efficiency"] is None:
+        return None  # tokens have hardly a feature left to give them
     return 1 - measures["fvu_oracle"] / measures["fvu"]
 
 
