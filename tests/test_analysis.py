@@ -52,8 +52,9 @@ def test_the_dimension_is_that_of_some_tokens_among_many(monkeypatch: pytest.Mon
     pool = np.linspace(0, len(x) - 1, 150).astype(int)
     want = local_dimension(x[pool], torch.from_numpy(np.searchsorted(pool, there)), 10)
     assert np.array_equal(found[there], want.numpy())
-    with pytest.raises(InvalidInput, match="999 neighbours were asked for among 150"):
-        adaptivity(sae, source, neighbours=999)
+    assert "dimension" not in adaptivity(sae, source, neighbours=len(x)).covariates
+    with pytest.raises(InvalidInput, match="2 neighbours were asked for among 150"):
+        adaptivity(sae, source, neighbours=2)
 
 
 def test_surprisal_is_that_of_the_token_of_each_row() -> None:

@@ -98,13 +98,14 @@ def adaptivity(
         scores: of its documents or contexts, by the name to report.
         of_documents: a number or a word for each of ``source.documents``, by the name to report.
         model: the causal language model that the source was captured from.
-        neighbours: how many of them a dimension is estimated from; 100, say.
+        neighbours: how many of them a dimension is estimated from, 100, say; of no more tokens than that there is
+            none.
         every: read only each so many-th context, so that few tokens come from many documents.
         limit: look at the first so many rows only.
 
     Raises:
         InvalidInput: widths differ, nothing is left to read, or scores or words do not belong to the source; the
-            model predicts no next token or is not the source's; there are no more tokens than neighbours.
+            model predicts no next token or is not the source's; there are fewer than 3 neighbours.
     """
     if source.d_in != sae.d_in or every < 1:
         raise InvalidInput(
@@ -132,7 +133,7 @@ def adaptivity(
     found |= _shares(source, split, read)
     if losses is not None:
         found["surprisal"] = losses[: len(read)][read]
-    if neighbours is not None:
+    if neighbours is not None and neighbours < read.sum():
         found["dimension"] = _dimensions(source, split, read, neighbours)
     words = {name: _at(one, document) for name, one in (of_documents or {}).items()}
     return Tokens(k, document, place, {**found, **words})

@@ -43,7 +43,7 @@ class Analyse:
     model: str | None = None
     """The causal language model that the store was captured from, for each token's surprisal."""
     neighbours: int = 100
-    """How many of them a token's local dimension is estimated from; 0 leaves it out."""
+    """How many of them a token's local dimension is estimated from, where there are more; 0 leaves it out."""
     labels: str | None = None
     """Texts that were captured, with a word for each under --field; found by their ids."""
     field: str | None = None
