@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,15 +12,13 @@ import torch
 
 import apportion as ap
 from apportion import analysis
-from apportion.activations import LoadedModel
 from apportion.allocators import AllocatorConfig
-from apportion.analysis import _losses, adaptivity, register_probes
+from apportion.analysis import adaptivity, dimensions, register_probes, surprisals
 from apportion.errors import InvalidInput
 from apportion.metrics import Classes, local_dimension
 
 from .conftest import inputs, make_sae
-from .test_downstream import D, Toy, contexts_of
-from .test_evaluate import Texts, rows
+from .report import report_kit
 
 
 def test_tensors_have_no_frequency_and_every_document_is_a_context() -> None:
@@ -44,39 +44,56 @@ def test_the_dimension_is_that_of_some_tokens_among_many(monkeypatch: pytest.Mon
     monkeypatch.setattr(analysis, "POOL", 150)
     sae = make_sae(AllocatorConfig.lookup("relu").for_k(8)).freeze()
     source = ap.TensorSource(inputs(600), torch.arange(600) // 5, heldout=0.5)
-    tokens = adaptivity(sae, source, neighbours=10)
-    found, x = tokens.covariates["dimension"], torch.cat([batch.x for batch in source.blocks("evaluate")])
-    assert isinstance(found, np.ndarray) and len(found) == len(x) == len(tokens.k)
+    found, x = dimensions(source, 10), torch.cat([batch.x for batch in source.blocks("evaluate")])
     there = np.flatnonzero(~np.isnan(found))
-    assert len(there) == 30 and there[0] == 0 and there[-1] == len(x) - 1
+    assert len(found) == len(x) and len(there) == 30 and there[0] == 0 and there[-1] == len(x) - 1
     pool = np.linspace(0, len(x) - 1, 150).astype(int)
     want = local_dimension(x[pool], torch.from_numpy(np.searchsorted(pool, there)), 10)
     assert np.array_equal(found[there], want.numpy())
-    assert "dimension" not in adaptivity(sae, source, neighbours=len(x)).covariates
+    assert np.isnan(dimensions(source, len(x))).all()
     with pytest.raises(InvalidInput, match="2 neighbours were asked for among 150"):
-        adaptivity(sae, source, neighbours=2)
+        dimensions(source, 2)
+    some = adaptivity(sae, source, of_rows={"dimension": dimensions(source, 10, every=4)}, every=4)
+    assert np.isfinite(some.covariates["dimension"]).sum() == 30, (
+        "all points are among the contexts that are read"
+    )
 
 
-def test_surprisal_is_that_of_the_token_of_each_row() -> None:
-    torch.manual_seed(0)
-    model = LoadedModel(Toy().eval(), None, "toy", causal=True)
-    contexts = [contexts_of(lengths, seed) for seed, lengths in enumerate(((12, 9, 5), (7, 3)))]
-    n = sum(int(one.keep.sum()) for one in contexts)
-    source = Texts(rows(40, D), contexts)
-    tokens = _losses(source, model, "evaluate", None)
-    want = []
-    for one in contexts:
-        logits = model.model(one.input_ids, one.attention_mask).logits.double().log_softmax(-1)
-        for row, column in one.keep.nonzero().tolist():
-            loss = -logits[row, column - 1, one.input_ids[row, column]] if column else torch.tensor(math.nan)
-            want.append(float(loss.detach()))
-    assert len(tokens) == n
-    np.testing.assert_allclose(tokens, want, rtol=1e-5)
-    sae = make_sae(AllocatorConfig.lookup("relu").for_k(8)).freeze()
+def test_surprisal_is_that_of_the_token_of_each_row(tmp_path: Path) -> None:
+    speaker = report_kit.speaker()
+    source = report_kit.store(tmp_path / "store", speaker)
+    sae = make_sae(AllocatorConfig.lookup("relu").for_k(8), d_in=source.d_in).freeze()
+    want, first = [], []
+    for one in source.contexts("evaluate", 1):
+        logits = speaker.model(one.input_ids, one.attention_mask).logits.double().log_softmax(-1)
+        for column in one.keep[0].nonzero().flatten().tolist():
+            loss = float(-logits[0, column - 1, one.input_ids[0, column]].detach()) if column else math.nan
+            want.append(loss)
+            first.append(column == 0)
+    of_rows = {"token_surprisal": surprisals(source, speaker)}
+    np.testing.assert_allclose(of_rows["token_surprisal"], want, rtol=1e-5)
+    assert np.array_equal(np.isnan(want), first)
+    limit = len(want) // 2
+    for every in (1, 2):
+        tokens = adaptivity(sae, source, of_rows=of_rows, every=every, limit=limit)
+        found = tokens.covariates["token_surprisal"]
+        assert isinstance(found, np.ndarray) and len(found) == len(tokens.k)
+        where = np.flatnonzero(np.isin(_keys(source, limit), tokens.document * 10**6 + tokens.position))
+        np.testing.assert_allclose(found, np.array(want)[where], rtol=1e-5)
+    with pytest.raises(InvalidInput, match=f"'few' has 3 numbers for {len(want):,} rows; give one for each"):
+        adaptivity(sae, source, of_rows={"few": np.zeros(3)})
+    with pytest.raises(InvalidInput, match="'length' is the name of two covariates"):
+        adaptivity(sae, source, of_rows={"length": np.zeros(len(want))})
     with pytest.raises(InvalidInput, match="predicts no next token"):
-        adaptivity(sae, ap.TensorSource(inputs(600)), model=LoadedModel(Toy(), None, "toy", causal=False))
+        surprisals(source, dataclasses.replace(speaker, causal=False))
     with pytest.raises(InvalidInput, match="a TensorSource has no contexts to feed it"):
-        adaptivity(sae, ap.TensorSource(inputs(600)), model=model)
+        surprisals(ap.TensorSource(inputs(600)), speaker)
+
+
+def _keys(source: ap.StoreSource, limit: int) -> np.ndarray:
+    """[rows] a number for each row of the part that tells it from all others."""
+    batches = list(source.blocks("evaluate", limit))
+    return torch.cat([batch.document * 10**6 + batch.position for batch in batches]).numpy()
 
 
 def test_refusals() -> None:

@@ -131,10 +131,10 @@ def test_numbers_of_other_libraries_are_numbers() -> None:
 
 def test_refusals() -> None:
     sae, x = frozen("token_choice"), inputs(3, dtype=torch.float64)
-    for feature in (-1, D_SAE, True, 1.0, torch.tensor(1.5), np.int64(D_SAE)):
-        with pytest.raises(InvalidInput, match="not within 0 to 95"):
+    for feature in (-1, D_SAE, True, 1.0, torch.tensor(1.5), np.int64(D_SAE), torch.tensor(True)):
+        with pytest.raises(InvalidInput, match="is no whole number from 0 to 95"):
             sae.intervene(x, feature, 1.0)  # type: ignore[arg-type]
-    for value in (-0.1, math.nan, math.inf, "1"):
+    for value in (-0.1, math.nan, math.inf, "1", 10**400, np.complex64(1), torch.ones(2), np.ones(2), None):
         with pytest.raises(InvalidInput, match="at least 0"):
             sae.intervene(x, 0, value)  # type: ignore[arg-type]
     with pytest.raises(InvalidConfig, match="'hold' says nothing"):

@@ -37,6 +37,7 @@ from .training import with_scores
 
 Columns: TypeAlias = dict[str, list[NDArray[np.float64]]]
 
+_NAMES = ("position", "length", "error", "frequency")
 POINTS, POOL = 1024, 16_384
 """Tokens whose local dimension is estimated, and tokens that their neighbours are sought among."""
 
@@ -78,8 +79,7 @@ def adaptivity(
     *,
     scores: Mapping[str, Scores] | None = None,
     of_documents: Mapping[str, Covariate] | None = None,
-    model: LoadedModel | None = None,
-    neighbours: int | None = None,
+    of_rows: Mapping[str, NDArray[np.float64]] | None = None,
     every: int = 1,
     limit: int | None = None,
     split: Split = "evaluate",
@@ -89,30 +89,26 @@ def adaptivity(
 
     Covariates are ``position`` (place in the context that the model read, from 0), ``frequency`` (share of the
     part's tokens that are the same token; only of a store that kept what its model read), ``length`` (‖x‖²),
-    ``error`` (‖x − x̂‖²), every one of ``scores``, complexity upwards, and every one of ``of_documents``; with a
-    model ``surprisal``, the token's own, in nats; with neighbours ``dimension``, the ``local_dimension`` at up to
-    ``POINTS`` tokens, evenly spaced, among up to ``POOL``.
+    ``error`` (‖x − x̂‖²), every one of ``scores``, complexity upwards, of ``of_rows`` and of ``of_documents``.
 
     Args:
         source: knows its documents; those of a source without contexts count as one context each.
         scores: of its documents or contexts, by the name to report.
         of_documents: a number or a word for each of ``source.documents``, by the name to report.
-        model: the causal language model that the source was captured from.
-        neighbours: how many of them a dimension is estimated from, 100, say; of no more tokens than that there is
-            none.
+        of_rows: a number for each row of the part, in order, NaN where it has none, by the name to report:
+            ``surprisals``, ``dimensions``, or others.
         every: read only each so many-th context, so that few tokens come from many documents.
         limit: look at the first so many rows only.
 
     Raises:
-        InvalidInput: widths differ, nothing is left to read, or scores or words do not belong to the source; the
-            model predicts no next token or is not the source's; there are fewer than 3 neighbours.
+        InvalidInput: widths differ, nothing is left to read, scores, words or numbers do not belong to the
+            source, or two have one name.
     """
     if source.d_in != sae.d_in or every < 1:
         raise InvalidInput(
             f"an SAE of width {sae.d_in} was to read each {every}-th context of a source of width {source.d_in}; "
             "give the module that it was trained on, and 1 or more"
         )
-    losses = None if model is None else _losses(source, model, split, limit)
     contexts = _contexts(source)
     scored = {name: with_scores(source, one, standardise=False) for name, one in (scores or {}).items()}
     columns: Columns = {}
@@ -131,11 +127,10 @@ def adaptivity(
     found: dict[str, Covariate] = {**whole}
     read = np.concatenate(kept)
     found |= _shares(source, split, read)
-    if losses is not None:
-        found["surprisal"] = losses[: len(read)][read]
-    if neighbours is not None and neighbours < read.sum():
-        found["dimension"] = _dimensions(source, split, read, neighbours)
+    found |= {name: _of_read(name, one, read) for name, one in (of_rows or {}).items()}
     words = {name: _at(one, document) for name, one in (of_documents or {}).items()}
+    if twice := [name for name in (*(of_rows or {}), *words) if name in _NAMES or name in scored]:
+        raise InvalidInput(f"{twice[0]!r} is the name of two covariates; give one of them another")
     return Tokens(k, document, place, {**found, **words})
 
 
@@ -246,8 +241,18 @@ def _shares(source: Source, split: Split, kept: NDArray[np.bool_]) -> dict[str, 
     return {"frequency": np.bincount(ids)[own] / len(ids)}
 
 
-def _losses(source: Source, model: LoadedModel, split: Split, limit: int | None) -> NDArray[np.float64]:
-    """[rows] what the model loses on the token of each row, NaN for the first of a context."""
+def surprisals(
+    source: Source, model: LoadedModel, *, limit: int | None = None, split: Split = "evaluate"
+) -> NDArray[np.float64]:
+    """[rows] -log p of each row's token given those before it, nats; NaN for the first token of a context.
+
+    Args:
+        model: the causal language model that the source was captured from.
+        limit: of the first so many rows, at least.
+
+    Raises:
+        InvalidInput: the model predicts no next token or is not the source's, or the source has no contexts.
+    """
     if not model.causal:
         raise InvalidInput(
             f"the model {model.name!r} predicts no next token, so no token has a surprisal; leave the model out"
@@ -263,19 +268,48 @@ def _losses(source: Source, model: LoadedModel, split: Split, limit: int | None)
     return torch.cat(found).double().numpy() if found else np.zeros(0)
 
 
-def _dimensions(source: Source, split: Split, kept: Bools, neighbours: int) -> NDArray[np.float64]:
-    """[tokens] the local dimension at some of the kept rows, NaN at the others."""
-    rows = np.flatnonzero(kept)
-    pool = np.linspace(0, len(rows) - 1, min(len(rows), POOL)).astype(np.int64)
+def dimensions(
+    source: Source, neighbours: int = 100, *, every: int = 1, limit: int | None = None, split: Split = "evaluate"
+) -> NDArray[np.float64]:
+    """[rows] the local intrinsic dimension at up to ``POINTS`` rows, evenly spaced; NaN at the others.
+
+    Neighbours are sought among up to ``POOL`` rows, evenly spaced, of which the points are some; see
+    ``metrics.local_dimension``. Of no more rows than neighbours there is none.
+
+    Args:
+        every, limit: as for ``adaptivity``, which then reads the same rows.
+
+    Raises:
+        InvalidInput: there are fewer than 3 neighbours, or ``every`` is below 1.
+    """
+    if every < 1:
+        raise InvalidInput(f"each {every}-th context was to be read; give 1 or more")
+    contexts, kept = _contexts(source), []
+    for batch in source.blocks(split, limit):
+        assert batch.document is not None and batch.position is not None
+        kept.append((contexts.text_of(batch.document, batch.position) % every == 0).numpy())
+    found = np.full(sum(map(len, kept)), np.nan)
+    rows = np.flatnonzero(np.concatenate(kept)) if kept else np.zeros(0, np.int64)
+    if neighbours >= len(rows):
+        return found
+    pool = rows[np.linspace(0, len(rows) - 1, min(len(rows), POOL)).astype(np.int64)]
     points = np.linspace(0, len(pool) - 1, min(len(pool), POINTS)).astype(np.int64)
-    wanted, found, first = rows[pool], [], 0
-    for batch in source.blocks(split, len(kept)):
-        own = wanted[(wanted >= first) & (wanted < first + len(batch.x))] - first
-        found.append(batch.x[torch.from_numpy(own)])
+    parts, first = [], 0
+    for batch in source.blocks(split, limit):
+        own = pool[(pool >= first) & (pool < first + len(batch.x))] - first
+        parts.append(batch.x[torch.from_numpy(own)])
         first += len(batch.x)
-    dimensions = np.full(len(rows), np.nan)
-    dimensions[pool[points]] = local_dimension(torch.cat(found), torch.from_numpy(points), neighbours).numpy()
-    return dimensions
+    found[pool[points]] = local_dimension(torch.cat(parts), torch.from_numpy(points), neighbours).numpy()
+    return found
+
+
+def _of_read(name: str, values: NDArray[np.float64], read: Bools) -> NDArray[np.float64]:
+    """Those of the rows that were read."""
+    if len(values) < len(read):
+        raise InvalidInput(
+            f"{name!r} has {len(values):,} numbers for {len(read):,} rows; give one for each row of the part"
+        )
+    return values[: len(read)][read]
 
 
 def _at(covariate: Covariate, document: Ints) -> Covariate:

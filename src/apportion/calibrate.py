@@ -41,17 +41,30 @@ def calibrate(sae: SAE, source: Source, k: float | None = None, *, limit: int | 
 
     if next(blocks(), None) is None:
         raise InvalidInput("no documents are held out to calibrate on; raise the held-out share of the source")
-    fitted, calibration = sae.calibrate(blocks, sae.k if k is None else k)
+    fitted, calibration = _as_trained(sae).calibrate(blocks, sae.k if k is None else k)
     fitted.metadata["calibration"] = {**described(calibration), "source": source.describe()}
     return fitted.requires_grad_(False).eval()
 
 
-def described(calibration: Calibration) -> dict[str, Any]:
-    """What a calibration came to, as JSON for the metadata."""
+def _as_trained(sae: SAE) -> SAE:
+    """Without what an earlier calibration raised its biases by, so that the next does not depend on it."""
+    known = sae.metadata.get("calibration") or sae.metadata.get("cut_from", {}).get("calibration", {})
+    lift = float(known.get("lift", 0.0))
+    return sae.raised(-lift) if lift else sae
+
+
+def described(calibration: Calibration, scale: float = 1.0) -> dict[str, Any]:
+    """What a calibration came to, as JSON for the metadata.
+
+    Args:
+        scale: of the activations that it saw, over raw ones.
+    """
+    lift = {"lift": calibration.lift / scale} if calibration.lift else {}
     return {
         "k": calibration.k,
         "l0": calibration.l0,
         "tokens": calibration.tokens,
         "short": calibration.short,
+        **lift,
         **calibration.extra,
     }

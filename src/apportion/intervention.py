@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from typing import Literal, NamedTuple, SupportsFloat, SupportsIndex
+from typing import Literal, NamedTuple, SupportsComplex, SupportsFloat, SupportsIndex
 
 import torch
 from torch import Tensor
@@ -37,9 +37,9 @@ def check_intervention(feature: object, value: object, k: str, d_sae: int) -> tu
     place = _whole(feature)
     if place is None or not 0 <= place < d_sae:
         raise InvalidInput(
-            f"feature {feature!r} is not within 0 to {d_sae - 1}, as a whole number; pass that of one feature"
+            f"feature {feature!r} is no whole number from 0 to {d_sae - 1}; pass the number of one feature"
         )
-    amount = float(value) if isinstance(value, SupportsFloat) else math.nan
+    amount = _real(value)
     if not 0 <= amount < math.inf:
         raise InvalidInput(
             f"a feature was to be clamped to {value!r}; pass a finite number, at least 0 (0 takes it out)"
@@ -52,10 +52,24 @@ def check_intervention(feature: object, value: object, k: str, d_sae: int) -> tu
 def _whole(number: object) -> int | None:
     if isinstance(number, bool) or not isinstance(number, SupportsIndex):
         return None
+    if isinstance(number, Tensor) and number.dtype == torch.bool:
+        return None
     try:
         return operator.index(number)
     except TypeError:  # a tensor of floats looks as if it had one
         return None
+
+
+def _real(number: object) -> float:
+    """NaN for what is no real number."""
+    if isinstance(number, Tensor):
+        number = number.detach() if number.numel() == 1 else None
+    elif isinstance(number, SupportsComplex):  # a real number of any library has no such conversion
+        return math.nan
+    try:
+        return float(number) if isinstance(number, SupportsFloat) else math.nan
+    except (RuntimeError, OverflowError):  # a complex tensor, or an integer beyond any float
+        return math.nan
 
 
 def clamped_at_k(code: Code, order: Ordered, feature: int, value: float) -> Code:

@@ -24,8 +24,10 @@ from .trace import Dictionary, Trace
 from .workspace import Workspace
 from .world import SOLO, World
 
-_TIES = 1e-3
-"""Of k: what a fitted rule may spend less because affinities are equal."""
+LIFTED = 0.9
+"""Of k: what a rule must spend by itself for its biases to be raised. Further off it has learned another k."""
+_ROUNDING = 1e-3
+"""Of k: what a fitted rule may spend less because a number of entries is whole."""
 
 
 class SAEConfig(Config):
@@ -285,8 +287,8 @@ class SAE(nn.Module):
     def calibrate(self, blocks: Callable[[], Any], k: float) -> tuple[SAE, Calibration]:
         """Fit the frozen rule so that it spends ``k`` per token on held-out rows.
 
-        Where it lets every positive affinity fire and they are too few, all biases are raised by one number,
-        which stands in the calibration's ``extra`` under ``lift``.
+        A rule that lets every positive affinity fire, and has a few per cent too few of them, meets ``k`` by one
+        number that all biases are raised by (``Calibration.lift``).
 
         Args:
             blocks: each call iterates once over the rows, as tensors [n, d_in] in the SAE's own scale.
@@ -299,8 +301,16 @@ class SAE(nn.Module):
             raise InvalidInput(f"k = {k:g} must be above 0 and at most d_sae = {self.d_sae}; choose another")
         rule = self.allocator.freeze().to(self.device)
         fitted = rule.calibrate(self._surveys(blocks), k)
-        lifted = self._lifted(rule, blocks, k) if fitted.l0 < (1 - _TIES) * k else None
+        few = LIFTED * k <= fitted.l0 < (1 - _ROUNDING) * k
+        lifted = self._lifted(rule, blocks, k) if few else None
         return lifted or (self.with_allocator(fitted.allocator), fitted)
+
+    @torch.no_grad()
+    def raised(self, by: float) -> SAE:
+        """A copy whose biases are all higher."""
+        other = copy.deepcopy(self)
+        other.encoder.bias.add_(by)
+        return other
 
     @torch.no_grad()
     def fold(self, scale: float) -> SAE:
@@ -319,24 +329,17 @@ class SAE(nn.Module):
         """The SAE with all biases raised, by so much that its rule spends ``k``; None if that cannot be."""
         if rule.lowered(0.0) is None:
             return None
-        pre = self.survey(next(iter(blocks())))
-        typical = float(pre.at(pre.above(0.0)).mean())
-        if not math.isfinite(typical):
-            return None  # nothing fires at all
+        positive = (pre.at(pre.above(0.0)) for pre, _ in self._surveys(blocks)())
+        typical = next((float(values.mean()) for values in positive if len(values)), 0.0)
         # By more than it takes: what is too much is found out and left off.
-        for ample in (typical, 4 * typical, 16 * typical):
-            fitted = rule.calibrate(self._raised(ample)._surveys(blocks), k)
-            lowered = fitted.allocator.lowered(ample)
-            if lowered and fitted.l0 >= (1 - _TIES) * k:
-                lifted = self._raised(ample - lowered[1]).with_allocator(lowered[0])
-                spent = measured(lowered[0], lifted._surveys(blocks), k)
-                return lifted, replace(spent, extra={**fitted.extra, "lift": ample - lowered[1]})
-        return None
-
-    def _raised(self, by: float) -> SAE:
-        other = copy.deepcopy(self)
-        other.encoder.bias.add_(by)
-        return other
+        fitted = rule.calibrate(self.raised(typical)._surveys(blocks), k)
+        lowered = fitted.allocator.lowered(typical)
+        if lowered is None or fitted.l0 < (1 - _ROUNDING) * k:
+            return None
+        lift = typical - lowered[1]
+        lifted = self.raised(lift).with_allocator(lowered[0])
+        spent = measured(lowered[0], lifted._surveys(blocks), k)
+        return lifted, replace(spent, extra=fitted.extra, lift=lift)
 
     def _surveys(self, blocks: Callable[[], Any]) -> Survey:
         return lambda: ((self.survey(x), x) for x in blocks())

@@ -36,7 +36,7 @@ def test_every_sae_is_measured_as_evaluate_does(
     both: Comparison, trained: dict[str, Path], rows: ap.TensorSource
 ) -> None:
     assert [sae.name for sae in both.saes] == list(trained) and both.left_out == {}
-    assert len(both.notes) == 1 and "than the oracle may" in both.notes[0] and "raise --oracle" in both.notes[0]
+    assert len(both.notes) == 1 and "than the oracle may" in both.notes[0] and "let it give more" in both.notes[0]
     for sae in both.saes:
         alone = ap.evaluate(ap.load(trained[sae.name]), rows, oracle=16)
         for measure, value in sae.measures.items():

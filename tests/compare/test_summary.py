@@ -177,3 +177,19 @@ def test_a_mean_over_seeds_is_of_all_of_them_or_none() -> None:
     saes[1].measures["fvu"] = None
     (point,) = Summary(saes).points()
     assert "fvu" not in point.measures and point.measures["l0"].n == 3
+
+
+def test_methods_that_share_an_l0_are_read_there_whoever_else_is_near() -> None:
+    """One that ends below the others' beginning keeps none of them out."""
+    saes = [*front("a", 0, law(1, k=(8, 16, 32, 64))), *front("b", 0, law(1, k=(8, 16), l0=0.95))]
+    saes += [*front("c", 0, law(1, k=(16, 32), l0=1.02)), *front("d", 0, law(1, k=(16, 32), l0=1.06))]
+    summary = Summary(saes)
+    read = [(level.method, round(level.l0, 2)) for level in summary.levels() if level.k == 16]
+    assert read == [("a", 16.96), ("c", 16.96), ("d", 16.96)]
+    assert list(summary.apart()) == [("b", 16)]
+
+
+def test_a_difference_is_of_all_shared_seeds_or_none() -> None:
+    saes = [sae for seed in range(2) for sae in front("a", seed, law(1))]
+    saes += [*front("b", 0, law(1)), *front("b", 1, law(1, k=(8, 16)))]
+    assert {(one.k, one.value.n) for one in Summary(saes).differences()} == {(8, 2), (16, 2)}

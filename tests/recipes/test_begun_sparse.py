@@ -50,6 +50,7 @@ def test_a_rule_starts_so_by_any_name_it_is_given():
     assert adjusted(nested, "matryoshka", over_relu, ["matryoshka"]).b_enc == recipe.b_enc
     own = adjusted(nested, "matryoshka", [*over_relu, "matryoshka.b_enc=-0.5"], ["matryoshka"])
     assert own.b_enc == -0.5
+    assert adjusted(nested, "matryoshka", [*over_relu, "matryoshka.b_enc=0"], ["matryoshka"]).b_enc == 0
     assert adjusted(recipe, "relu_l1", ["relu_l1.b_enc=0"], ["relu_l1"]).b_enc == 0
 
 

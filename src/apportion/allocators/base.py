@@ -92,6 +92,7 @@ class Calibration:
         l0: what the rule gives on the calibration tokens.
         tokens: how many there were.
         short: how many of them have fewer positive affinities than they were allotted.
+        lift: by how much the encoder's biases were raised for it.
         extra: what else the rule wants kept in the metadata.
     """
 
@@ -100,6 +101,7 @@ class Calibration:
     l0: float
     tokens: int
     short: int
+    lift: float = 0.0
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -164,11 +166,10 @@ class Allocator(nn.Module, abc.ABC):
         return measured(self, survey, k)
 
     def lowered(self, most: float) -> tuple[Allocator, float] | None:
-        """A rule that chooses from lower pre-activations what this one chooses, and by how much they are lower.
+        """The rule that chooses the same when all pre-activations are lower, and by how much: at most ``most``.
 
-        All by the same, and at most ``most``. None from a rule that more features are not to be had of by raising
-        the encoder's biases: ``SAE.calibrate`` raises them where a rule's positive affinities are too few for k,
-        and takes back what is too much.
+        ``SAE.calibrate`` raises all biases where positive affinities are a few too few for k, fits the rule to
+        that, and asks it here how much was not needed. None: raising them is not how this rule comes to k.
         """
         return None
 

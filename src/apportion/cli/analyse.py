@@ -7,10 +7,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import tyro
+from numpy.typing import NDArray
 
 from ..activations import LoadedModel, StoreSource, iter_documents, load_model
-from ..analysis import adaptivity, labels_of, register_probes
+from ..analysis import adaptivity, dimensions, labels_of, register_probes, surprisals
 from ..complexity import Scores, load_scores
 from ..complexity.scores import repeated_ids
 from ..errors import InvalidConfig, InvalidInput
@@ -78,19 +80,25 @@ class Analyse:
                 "--labels and --field belong together, and --probe needs both; give the data and "
                 "the field that holds the label"
             )
+        if self.probe and self.model:
+            raise InvalidConfig("--probe reads no surprisal; leave --model out")
         StoreSource(self.data, self.module)  # checks every shard once
         rows: list[dict[str, Any]] = []
         words, scores = self._words(), self._scores()
-        model = load_model(self.model) if self.model else None
+        model = load_model(self.model).to(self.device) if self.model else None
+        # What tokens have by themselves is the same for all SAEs of a split.
+        of_rows: dict[str, dict[str, NDArray[np.float64]]] = {}
         for folder in sae_folders(Path(self.run_folder)):
             sae = load_sae(folder).to(self.device)
             source = source_of(self.data, self.module, self.heldout, folder.name, sae)
             labels = None if words is None else labels_of(source.documents, words)
-            found = (
-                self._probes(sae, source, labels)
-                if labels and self.probe
-                else self._relations(sae, source, labels, scores, model)
-            )
+            if labels and self.probe:
+                found = self._probes(sae, source, labels)
+            else:
+                split = str(source.describe())
+                if split not in of_rows:
+                    of_rows[split] = self._of_rows(source, model)
+                found = self._relations(sae, source, labels, scores, of_rows[split])
             rows += [{"run": folder.name, **row} for row in found]
         show(rows, self.json, PROBES if self.probe else TABLE)
         return 0
@@ -101,21 +109,30 @@ class Analyse:
         source: StoreSource,
         labels: Classes | None,
         scores: dict[str, Scores],
-        model: LoadedModel | None,
+        of_rows: dict[str, NDArray[np.float64]],
     ) -> Iterator[dict[str, Any]]:
         tokens = adaptivity(
             sae,
             source,
             scores=scores,
             of_documents={} if labels is None else {str(self.field): labels},
-            model=model,
-            neighbours=self.neighbours or None,
+            of_rows=of_rows,
             every=self.every,
             limit=self.limit,
             progress=on_terminal(),
         )
         for relation in tokens.relations():
             yield from [asdict(relation)] if self.json else _lines(relation)
+
+    def _of_rows(self, source: StoreSource, model: LoadedModel | None) -> dict[str, NDArray[np.float64]]:
+        found = {}
+        if model is not None:
+            found["token_surprisal"] = surprisals(source, model, limit=self.limit)
+        if self.neighbours:
+            known = dimensions(source, self.neighbours, every=self.every, limit=self.limit)
+            if not np.isnan(known).all():
+                found["dimension"] = known
+        return found
 
     def _probes(self, sae: SAE, source: StoreSource, labels: Classes) -> Iterator[dict[str, Any]]:
         counts = integers_in(self.features, "--features")

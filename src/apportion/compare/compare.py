@@ -167,7 +167,12 @@ def _compared(
         levels=tuple(summary.levels()),
         differences=differences,
         left_out=left_out,
-        notes=(*_notes(saes, found, summary, spread), *_cut_short(saes), *_undrawn(differences, redrawn)),
+        notes=(
+            *_notes(saes, found, summary, spread),
+            *_read_apart(summary),
+            *_cut_short(saes),
+            *_undrawn(differences, redrawn),
+        ),
     )
 
 
@@ -242,6 +247,15 @@ def _notes(
     return notes
 
 
+def _read_apart(summary: Summary) -> Iterator[str]:
+    """Which cells at equal L0 are empty although the method comes near k."""
+    for method, k in summary.apart():
+        yield (
+            f"{method} is not read near k = {k:g}, for it shares no L0 there, seed by seed, with the methods "
+            "nearest to k; train it with more k"
+        )
+
+
 def _cut_short(saes: Sequence[Measured]) -> Iterator[str]:
     """That efficiencies are off where the oracle looked at fewer features than codes have."""
     cut = {sae.name: beyond for sae in saes if (beyond := sae.measures.get("beyond_k_max"))}
@@ -249,7 +263,7 @@ def _cut_short(saes: Sequence[Measured]) -> Iterator[str]:
         worst = max(cut, key=cut.__getitem__)
         yield (
             f"{len(cut)} of {len(saes)} SAEs give some tokens more features than the oracle may ({worst} "
-            f"{cut[worst]:.2%} of them), so their efficiencies are not about k alone; raise --oracle"
+            f"{cut[worst]:.2%} of them), so their efficiencies are not about k alone; let it give more"
         )
 
 

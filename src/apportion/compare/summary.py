@@ -81,17 +81,17 @@ class Summary:
         """Every method less each of those before it, at the L0 nearest to each k that both reach."""
         pairs = list(itertools.combinations(self.methods, 2))
         for measure, (reference, method), k in itertools.product(self._read, pairs, self.k):
-            readings: list[Reading] = []
+            seeds = self.seeds(reference, method)
+            readings = [self._difference(reference, method, seed, measure, k) for seed in seeds]
+            if any(reading(self._all) is None for reading in readings):
+                continue
             bases, places = [], []
-            for seed in self.seeds(reference, method):
-                reading = self._difference(reference, method, seed, measure, k)
-                if reading(self._all) is not None:
-                    readings.append(reading)
-                    place = self._shared(self._all, (reference, method), seed, k)
-                    base = self._at(self._all, reference, seed, measure, place)
-                    assert place is not None and base is not None
-                    places.append(place)
-                    bases.append(base)
+            for seed in seeds:
+                place = self._shared(self._all, (reference, method), seed, k)
+                base = self._at(self._all, reference, seed, measure, place)
+                assert place is not None and base is not None
+                places.append(place)
+                bases.append(base)
             if (value := self._interval(readings)) is not None:
                 base = statistics.fmean(bases)
                 share = value.mean / base if base else None
@@ -123,18 +123,29 @@ class Summary:
         return read
 
     def _together(self, k: float) -> list[str]:
-        """The methods to be read near k, in their order; who ends farthest from it is left out first.
+        """The methods to be read near k, in their order: the nearest to it, and all that can be read with those.
 
-        A method that reaches k with some seeds only, or has no L0 in common with nearer ones, would be read on
-        other seeds or at another L0 than they are.
+        That is, with every seed at an L0 that all of them reach; and a method that lacks some of their seeds only
+        where they are read without it, or they would be read at another L0 with some seeds than with others.
         """
-        near = [m for m in self.methods if all(self._near(m, seed, k) for seed in self.seeds(m))]
-        found = sorted(near, key=lambda method: self._distance(method, k))
-        seeds = dict.fromkeys(seed for method in near for seed in self.seeds(method))
-        while found and any(self._place(self._all, seed, k, found) is None for seed in seeds):
-            found.pop()
-            seeds = dict.fromkeys(seed for method in found for seed in self.seeds(method))
-        return [method for method in near if method in found]
+        found: list[str] = []
+        for method in sorted(self._all_near(k), key=lambda method: self._distance(method, k)):
+            own = self.seeds(method)
+            others = {seed for other in found for seed in self.seeds(other)}
+            places = {seed: self._place(self._all, seed, k, [*found, method]) for seed in own}
+            stays = all(places[s] == self._place(self._all, s, k, found) for s in others.intersection(own))
+            if None not in places.values() and (stays or others.issubset(own)):
+                found.append(method)
+        return [method for method in self.methods if method in found]
+
+    def apart(self) -> Iterator[tuple[str, float]]:
+        """Methods that come near a k with every seed and are not read there."""
+        for k in self.k:
+            together = self._together(k)
+            yield from ((method, k) for method in self._all_near(k) if method not in together)
+
+    def _all_near(self, k: float) -> list[str]:
+        return [m for m in self.methods if all(self._near(m, seed, k) for seed in self.seeds(m))]
 
     def _distance(self, method: str, k: float) -> float:
         nearest = (common_l0(k, [self._front(self._all, method, seed)]) for seed in self.seeds(method))

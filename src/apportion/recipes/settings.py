@@ -35,7 +35,11 @@ def adjusted(config: RunConfig, recipe: str, settings: Sequence[str], recipes: S
         elif head not in recipes:
             raise InvalidConfig(f"--set {setting!r} names {head!r}, which is not in --recipe {','.join(recipes)}")
     made = RunConfig.parse(data, f"recipe {recipe}")
-    return with_price(made) if made.objectives == config.objectives else made
+    if made.objectives != config.objectives:
+        return made
+    priced = with_price(made)
+    own_start = any(setting.partition("=")[0].strip() == f"{recipe}.b_enc" for setting in settings)
+    return priced.model_copy(update={"b_enc": made.b_enc}) if own_start else priced
 
 
 def _assign(data: dict[str, Any], path: str, value: str, setting: str) -> None:

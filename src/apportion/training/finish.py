@@ -49,7 +49,7 @@ def finish(run: Run, source: Source, scale: float, settings: TrainConfig, histor
     sae.metadata = {
         "source": source.describe(),
         "training": history | reports,
-        "calibration": {**described(calibration), **further},
+        "calibration": {**described(calibration, scale), **further},
     }
     return sae
 
