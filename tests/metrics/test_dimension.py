@@ -32,6 +32,7 @@ def test_it_finds_the_dimension_of_a_plane_wherever_that_lies_and_however_large(
     found = local_dimension(x, points, 50)
     assert float(found.mean()) == pytest.approx(dimension, rel=0.1)
     torch.testing.assert_close(local_dimension(1000 * x, points, 50), found, rtol=1e-3, atol=0)
+    torch.testing.assert_close(local_dimension(x.double() + 1e6, points, 50), found, rtol=1e-3, atol=0)
 
 
 def test_a_wider_piece_has_more_than_a_narrow_one() -> None:

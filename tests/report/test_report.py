@@ -87,14 +87,14 @@ def test_what_is_left_out_stands_in_the_page(
 def test_another_model_of_the_same_name_is_refused(
     runs: dict[str, ap.SAE | str | Path], source: StoreSource, model: LoadedModel
 ) -> None:
-    other = report_kit.speaker()
-    with torch.no_grad():
-        other.model.block.weight.mul_(-1)
-    assert other.name == model.name
     ap.compare(runs, source, model=model, limit=50)
-    for change in (lambda: None, lambda: setattr(other.model, "block", torch.nn.Linear(D_IN, 5))):
-        change()
-        with pytest.raises(InvalidInput, match=r"speaker has states .*, at block on the first .* weights"):
+    tuned, narrow = report_kit.speaker(), report_kit.speaker()
+    assert tuned.name == narrow.name == model.name
+    with torch.no_grad():
+        tuned.model.block.weight.mul_(1.2)
+    narrow.model.block = torch.nn.Linear(D_IN, 5)
+    for other, how in ((tuned, r"that differ by \d+% of their square"), (narrow, f"of width 5 and not {D_IN}")):
+        with pytest.raises(InvalidInput, match=f"speaker has states {how}, at block on the first .* weights"):
             ap.compare(runs, source, model=other, limit=50)
 
 

@@ -35,13 +35,14 @@ def local_dimension(x: Tensor, points: Tensor, neighbours: int) -> Tensor:
             "than there are"
         )
     x = wide(x.cpu())
+    x = x - x.mean(0)  # distances from products of rows lose what rows have in common
     found = [_of_block(x, part, neighbours) for part in points.cpu().split(_BLOCK)]
     return torch.cat(found) if found else x.new_zeros(0)
 
 
 def _of_block(x: Tensor, points: Tensor, neighbours: int) -> Tensor:
     apart = torch.cdist(x[points], x)
-    # Rounding leaves equal ones a little apart; by far less than any neighbour is.
+    # Rounding leaves equal ones a little apart: by the root of what it loses of their squares.
     length = torch.linalg.vector_norm(x[points], dim=1, keepdim=True)
     apart.masked_fill_(apart <= 1e-6 * length, torch.inf)
     nearest = apart.topk(neighbours, dim=1, largest=False).values
