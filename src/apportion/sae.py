@@ -5,15 +5,14 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any, SupportsIndex
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from .affinities import WHOLE, Affinities, EncoderConfig, Ordered, Survey, affinities_of
-from .allocators.base import Allocator, AllocatorConfig, Calibration, measured
+from .affinities import WHOLE, Affinities, EncoderConfig, Ordered, affinities_of
+from .allocators.base import Allocator, AllocatorConfig, Calibration
 from .clock import END, Clock
 from .code import Code
 from .config import Config, Open
@@ -23,11 +22,6 @@ from .spans import span
 from .trace import Dictionary, Trace
 from .workspace import Workspace
 from .world import SOLO, World
-
-LIFTED = 0.9
-"""Of k: what a rule must spend by itself for its biases to be raised. Further off it has learned another k."""
-_ROUNDING = 1e-3
-"""Of k: what a fitted rule may spend less because a number of entries is whole."""
 
 
 class SAEConfig(Config):
@@ -285,10 +279,7 @@ class SAE(nn.Module):
         return self._with(SAEConfig(d_in=self.d_in, d_sae=n, allocator=rule.config), rule, metadata)
 
     def calibrate(self, blocks: Callable[[], Any], k: float) -> tuple[SAE, Calibration]:
-        """Fit the frozen rule so that it spends ``k`` per token on held-out rows.
-
-        A rule that lets every positive affinity fire, and has a few per cent too few of them, meets ``k`` by one
-        number that all biases are raised by (``Calibration.lift``).
+        """Fit the frozen rule so that it spends ``k`` per token on held-out rows; ``calibrate.fit`` does more.
 
         Args:
             blocks: each call iterates once over the rows, as tensors [n, d_in] in the SAE's own scale.
@@ -300,17 +291,8 @@ class SAE(nn.Module):
         if not 0 < k <= self.d_sae:
             raise InvalidInput(f"k = {k:g} must be above 0 and at most d_sae = {self.d_sae}; choose another")
         rule = self.allocator.freeze().to(self.device)
-        fitted = rule.calibrate(self._surveys(blocks), k)
-        few = LIFTED * k <= fitted.l0 < (1 - _ROUNDING) * k
-        lifted = self._lifted(rule, blocks, k) if few else None
-        return lifted or (self.with_allocator(fitted.allocator), fitted)
-
-    @torch.no_grad()
-    def raised(self, by: float) -> SAE:
-        """A copy whose biases are all higher."""
-        other = copy.deepcopy(self)
-        other.encoder.bias.add_(by)
-        return other
+        fitted = rule.calibrate(lambda: ((self.survey(x), x) for x in blocks()), k)
+        return self.with_allocator(fitted.allocator), fitted
 
     @torch.no_grad()
     def fold(self, scale: float) -> SAE:
@@ -323,26 +305,6 @@ class SAE(nn.Module):
         folded.b_dec.div_(scale)
         folded.allocator.fold(scale)
         return folded
-
-    @torch.no_grad()
-    def _lifted(self, rule: Allocator, blocks: Callable[[], Any], k: float) -> tuple[SAE, Calibration] | None:
-        """The SAE with all biases raised, by so much that its rule spends ``k``; None if that cannot be."""
-        if rule.lowered(0.0) is None:
-            return None
-        positive = (pre.at(pre.above(0.0)) for pre, _ in self._surveys(blocks)())
-        typical = next((float(values.mean()) for values in positive if len(values)), 0.0)
-        # By more than it takes: what is too much is found out and left off.
-        fitted = rule.calibrate(self.raised(typical)._surveys(blocks), k)
-        lowered = fitted.allocator.lowered(typical)
-        if lowered is None or fitted.l0 < (1 - _ROUNDING) * k:
-            return None
-        lift = typical - lowered[1]
-        lifted = self.raised(lift).with_allocator(lowered[0])
-        spent = measured(lowered[0], lifted._surveys(blocks), k)
-        return lifted, replace(spent, extra=fitted.extra, lift=lift)
-
-    def _surveys(self, blocks: Callable[[], Any]) -> Survey:
-        return lambda: ((self.survey(x), x) for x in blocks())
 
     def _with(self, config: SAEConfig, allocator: Allocator, metadata: dict[str, Any]) -> SAE:
         """A copy of encoder and decoder, as far as ``config`` has features, under a rule built for it."""

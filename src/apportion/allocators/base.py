@@ -168,7 +168,7 @@ class Allocator(nn.Module, abc.ABC):
     def lowered(self, most: float) -> tuple[Allocator, float] | None:
         """The rule that chooses the same when all pre-activations are lower, and by how much: at most ``most``.
 
-        ``SAE.calibrate`` raises all biases where positive affinities are a few too few for k, fits the rule to
+        ``calibrate.fit`` raises all biases where positive affinities are a few too few for k, fits the rule to
         that, and asks it here how much was not needed. None: raising them is not how this rule comes to k.
         """
         return None

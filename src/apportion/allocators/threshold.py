@@ -17,8 +17,8 @@ class ThresholdConfig(OneKnob):
     """One threshold for all features, fitted to give ``k`` features per token.
 
     Attributes:
-        lifts: where positive affinities are too few for k, biases are raised until they are not. For a rule that
-            lets all of them fire in training, and so ends a little below its k as easily as above.
+        lifts: where positive affinities are a few per cent too few for k, biases may be raised until they are
+            not (``calibrate.fit``): it comes from a rule that lets all of them fire in training.
     """
 
     inference_only: ClassVar[bool] = True

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..activations.source import Source
-from ..calibrate import described
+from ..calibrate import described, fit
 from ..clock import Clock
 from ..metrics.base import Moments, unexplained
 from ..sae import SAE
@@ -37,7 +37,7 @@ def finish(run: Run, source: Source, scale: float, settings: TrainConfig, histor
             yield batch.x.to(run.sae.device) * scale
 
     reports = {one.name: dict(found) for one in run.losses if (found := one.report())}
-    sae, calibration = run.sae.freeze().calibrate(blocks, run.sae.k)
+    sae, calibration = fit(run.sae.freeze(), blocks, run.sae.k)
     tokens = min(limit or GAP_TOKENS, GAP_TOKENS)
     further: dict[str, Any] = {
         "silent": silent_share(run.sae, blocks, tokens),

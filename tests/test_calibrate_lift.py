@@ -11,7 +11,10 @@ from torch import Tensor
 
 import apportion as ap
 from apportion.allocators import GatedConfig, MutualChoiceConfig, ReLUConfig
+from apportion.calibrate import fit
 from apportion.sae import SAE
+from apportion.training import Run
+from apportion.training.finish import finish
 
 from .conftest import inputs, make_sae
 
@@ -78,14 +81,23 @@ def test_a_prefix_forgets_what_the_whole_was_raised_by():
     torch.testing.assert_close(fitted.b_enc, want.b_enc, rtol=1e-5, atol=1e-5)
 
 
-def test_the_lift_of_a_training_is_in_raw_units(tmp_path: Path):
-    rows = ap.TensorSource(inputs(6000) / 37)
-    run = ap.recipe("relu_l1").make(24, 96, 6, 0)
-    with pytest.warns(ap.errors.BudgetMissed):
-        sae = ap.train({"r": run}, rows, tmp_path, ap.TrainConfig(n_tokens=12_800, batch_size=128))["r"]
-    again = ap.calibrate(sae, rows, 1.03 * sae.metadata["calibration"]["l0"])
-    twice = ap.calibrate(again, rows, 1.03 * sae.metadata["calibration"]["l0"])
-    torch.testing.assert_close(twice.b_enc, again.b_enc, rtol=1e-4, atol=1e-6)
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.kind)
+def test_a_training_saves_the_lift_of_the_sae_that_it_saves(rule):
+    """Which takes raw activations, and is fitted to scaled ones."""
+    scale = 8.0
+    sae, l0 = sparse(rule)
+    config = ap.RunConfig(sae=sae.config.model_copy(update={"allocator": type(rule).for_k(1.06 * l0)}))
+    run = Run(config, sae.b_dec)
+    run.sae.load_state_dict(sae.state_dict())
+    rows = ap.TensorSource(inputs(6000) / scale)
+    saved = finish(run, rows, scale, ap.TrainConfig(n_tokens=1280, batch_size=128), {})
+    lift = saved.metadata["calibration"]["lift"]
+    assert saved.metadata["calibration"]["l0"] == pytest.approx(1.06 * l0, rel=1e-3)
+    torch.testing.assert_close(
+        saved.b_enc - sae.b_enc / scale, torch.full_like(saved.b_enc, lift), rtol=1e-3, atol=1e-6
+    )
+    below, plain = ap.calibrate(saved, rows, 0.8 * l0), ap.calibrate(sae.freeze().fold(scale), rows, 0.8 * l0)
+    torch.testing.assert_close(below.b_enc, plain.b_enc, rtol=1e-5, atol=1e-6)
 
 
 def test_magnitudes_of_gates_that_were_open_stay():
@@ -111,7 +123,7 @@ def test_blocks_may_be_empty_or_silent(rule):
     def blocks() -> Iterator[Tensor]:
         yield from (x[:0], x[:200], sae.b_dec.repeat(3, 1), x[200:])
 
-    _, calibration = sae.calibrate(blocks, 1.05 * l0)
+    _, calibration = fit(sae, blocks, 1.05 * l0)
     assert calibration.lift > 0 and calibration.l0 == pytest.approx(1.05 * l0, rel=1e-3)
 
 
