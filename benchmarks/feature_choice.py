@@ -19,8 +19,7 @@ import torch
 
 import apportion as ap
 from apportion.activations.scale import input_scale
-from apportion.metrics import FeatureDensity, MetricBatch
-from apportion.metrics.importance import MonotonicImportance
+from apportion.metrics import FeatureDensity, MetricBatch, MonotonicImportance
 from apportion.ops.median import geometric_median
 from apportion.ops.zipf import ZipfMandelbrot, fit_zipf
 from apportion.training import Run

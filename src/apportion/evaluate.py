@@ -23,6 +23,7 @@ from .metrics import (
     Json,
     Metric,
     MetricBatch,
+    MonotonicImportance,
     Oracle,
     PerDocument,
     Reconstruction,
@@ -31,6 +32,9 @@ from .metrics import (
     device_of,
 )
 from .trace import Dictionary, Trace
+
+IMPORTANCE_ROWS = BLOCK_ROWS // 8
+"""Tokens of each block whose features are left out one by one, where an oracle is asked for."""
 
 
 @runtime_checkable
@@ -88,10 +92,11 @@ def evaluate(
         ``explained_variance``, ``cosine``, ``never_fires``, ``density_zero``, ``density_log10_edges``,
         ``density_histogram``, ``density_gini``; of an ``SAE``, which shows its affinities, also ``silent``
         (``Silence``); then ``tokens_per_s`` (encode and decode, wall time). With ``oracle`` those of ``Oracle``:
-        ``allocation_efficiency`` and what it comes from; with ``per_document`` those of ``PerDocument``. With
-        ``model`` those of ``CausalDownstream`` (``downstream_tokens``, ``ce_clean``, ``ce_patched``,
-        ``ce_zero``, ``ce_score``, ``kl``) if it predicts next tokens, else of ``EncoderDownstream``
-        (``downstream_tokens``, ``hidden_error``, ``hidden_error_zero``).
+        ``allocation_efficiency`` and what it comes from, and, on an eighth of the tokens, ``MonotonicImportance``:
+        ``importance_alone``, ``importance_in_order``, ``importance_tokens``. With ``per_document`` those of
+        ``PerDocument``. With ``model`` those of ``CausalDownstream`` (``downstream_tokens``, ``ce_clean``,
+        ``ce_patched``, ``ce_zero``, ``ce_score``, ``kl``) if it predicts next tokens, else of
+        ``EncoderDownstream`` (``downstream_tokens``, ``hidden_error``, ``hidden_error_zero``).
 
     Raises:
         InvalidInput: widths differ, there are no rows or they are all equal, or ``model`` was given and the
@@ -214,7 +219,8 @@ def _order(sae: Codec, k_max: int | None, metrics: list[Metric]) -> Callable[[Tr
             "leave the oracle out or pass an SAE"
         )
     dictionary = sae.dictionary()
-    metrics.append(Oracle(dictionary.W_dec, dictionary.b_dec))
+    weights = dictionary.W_dec, dictionary.b_dec
+    metrics += [Oracle(*weights), MonotonicImportance(*weights, most=IMPORTANCE_ROWS)]
     return lambda trace: sae.order(trace, k_max)
 
 

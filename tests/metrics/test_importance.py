@@ -6,7 +6,10 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
+import apportion as ap
 from apportion.allocators import MutualChoiceConfig
+from apportion.code import Code
+from apportion.evaluate import reblock
 from apportion.metrics import MetricBatch, importance
 from apportion.metrics.importance import MonotonicImportance
 
@@ -67,3 +70,31 @@ def test_orthonormal_directions_make_the_heuristic_exact():
 
 def test_no_token_with_three_features_has_no_coefficient():
     assert MonotonicImportance(torch.zeros(4, 2), torch.zeros(2)).result()["importance_alone"] is None
+
+
+def test_some_tokens_of_each_block_are_those_tokens_alone():
+    sae, x = make_sae(MutualChoiceConfig.for_k(5), dtype=torch.float64), inputs(60, dtype=torch.float64)
+    few, want = (MonotonicImportance(sae.W_dec, sae.b_dec, most) for most in (7, None))
+    with torch.no_grad():
+        for block in x.split(20):
+            trace = sae.trace(block)
+            few.update(MetricBatch(block, trace.x_hat, trace.code))
+            dense = trace.code.to_dense()[:7]
+            part = Code.from_dense(dense)
+            want.update(MetricBatch(block[:7], sae.decode(part), part))
+    assert few.result() == pytest.approx(want.result())
+
+
+def test_an_evaluation_with_an_oracle_has_it_of_an_eighth_of_the_tokens():
+    sae, source = make_sae(MutualChoiceConfig.for_k(5)).freeze(), ap.TensorSource(inputs(9000), heldout=0.5)
+    found = ap.evaluate(sae, source, oracle=16)
+    metric = MonotonicImportance(sae.W_dec, sae.b_dec)
+    with torch.no_grad():
+        for batch in reblock(source.blocks("evaluate")):
+            x = batch.x[:128]
+            trace = sae.read(x)
+            metric.update(MetricBatch(x, trace.x_hat, trace.code))
+    want = metric.result()
+    assert {name: found[name] for name in want} == pytest.approx(want)
+    assert found["importance_alone"] < found["importance_in_order"], "the latter flatters"
+    assert "importance_alone" not in ap.evaluate(sae, source)

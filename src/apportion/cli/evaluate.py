@@ -19,7 +19,7 @@ from ..sae import SAE
 from .output import import_plugins, on_terminal, say, show
 
 TABLE = ("run", "k", "l0", "l0_se", "fvu", "cosine", "never_fires", "density_gini", "tokens", "tokens_per_s")
-ORACLE = ("allocation_efficiency", "fvu_uniform", "fvu_oracle", "k_correlation")
+ORACLE = ("allocation_efficiency", "fvu_uniform", "fvu_oracle", "k_correlation", "importance_alone")
 DOWNSTREAM = ("ce_score", "kl", "hidden_error", "hidden_error_zero")
 
 

@@ -20,6 +20,7 @@ from .dimension import local_dimension
 from .documents import PerDocument
 from .downstream import CausalDownstream, EncoderDownstream
 from .features import FeatureDensity, Silence
+from .importance import MonotonicImportance
 from .intervals import Interval
 from .oracle import Oracle
 from .probing import DocumentMeans, SparseProbe, sparse_probe
@@ -40,6 +41,7 @@ __all__ = [
     "Json",
     "Metric",
     "MetricBatch",
+    "MonotonicImportance",
     "Oracle",
     "Pca",
     "PerDocument",

@@ -25,18 +25,20 @@ class MonotonicImportance(Metric):
     Args:
         W_dec: [d_sae, d_in] directions.
         b_dec: [d_in].
+        most: tokens of each block that are looked at, its first; None for all.
     """
 
-    def __init__(self, W_dec: Tensor, b_dec: Tensor) -> None:
-        self._W_dec, self._b_dec = W_dec, b_dec
+    def __init__(self, W_dec: Tensor, b_dec: Tensor, most: int | None = None) -> None:
+        self._W_dec, self._b_dec, self._most = W_dec.detach(), b_dec.detach(), most
         self._sums = torch.zeros(2, dtype=torch.float64)
         self._tokens = 0
 
     def update(self, batch: MetricBatch) -> None:
         step = max(_ENTRIES_AT_ONCE // max(self._W_dec.shape[1] * int(batch.code.counts().max()), 1), 1)
         offsets = batch.code.offsets
-        for low in range(0, batch.code.n, step):
-            high = min(low + step, batch.code.n)
+        last = batch.code.n if self._most is None else min(self._most, batch.code.n)
+        for low in range(0, last, step):
+            high = min(low + step, last)
             part = slice(int(offsets[low]), int(offsets[high]))
             code = batch.code
             few = Code(
