@@ -92,7 +92,7 @@ def evaluate(
         ``explained_variance``, ``cosine``, ``never_fires``, ``density_zero``, ``density_log10_edges``,
         ``density_histogram``, ``density_gini``; of an ``SAE``, which shows its affinities, also ``silent``
         (``Silence``); then ``tokens_per_s`` (encode and decode, wall time). With ``oracle`` those of ``Oracle``:
-        ``allocation_efficiency`` and what it comes from, and, on an eighth of the tokens, ``MonotonicImportance``:
+        ``allocation_efficiency`` and what it comes from, and on an eighth of the tokens ``MonotonicImportance``:
         ``importance_alone``, ``importance_in_order``, ``importance_tokens``. With ``per_document`` those of
         ``PerDocument``. With ``model`` those of ``CausalDownstream`` (``downstream_tokens``, ``ce_clean``,
         ``ce_patched``, ``ce_zero``, ``ce_score``, ``kl``) if it predicts next tokens, else of

@@ -14,7 +14,7 @@ from ..activations import StoreSource, load_model
 from ..compare import compare, to_csv, to_json, to_markdown
 from ..errors import ApportionError, InvalidConfig
 from ..io import load_sae
-from .evaluate import check_model, sae_folders
+from .evaluate import sae_folders
 from .output import import_plugins, on_terminal, say
 
 
@@ -58,8 +58,6 @@ class Compare:
         heldout, split_seed = split_of(folders)
         source = StoreSource(self.data, self.module, heldout=heldout, split_seed=split_seed)
         model = load_model(self.model) if self.model else None
-        if model is not None:
-            check_model(model, source)
         comparison = compare(
             {str(folder): folder for folder in folders},
             source,

@@ -61,8 +61,6 @@ class Evaluate:
         rows = []
         for name, sae in saes.items():
             source = source_of(self.data, self.module, self.heldout, name, sae)
-            if model is not None:
-                check_model(model, source)
             downstream = None if model is None else self._downstream(source, model, shared)
             measures = evaluate(sae, source, limit=self.limit, oracle=self.oracle, progress=on_terminal())
             if downstream is not None:
@@ -107,15 +105,6 @@ def _warn_if_cut(row: dict[str, Any]) -> None:
         say(
             f"{row['run']} gives {row['beyond_k_max']:.2%} of the tokens more than the {row['k_max']} features "
             "that its oracle may; raise --oracle"
-        )
-
-
-def check_model(model: LoadedModel, source: StoreSource) -> None:
-    """Refuse a model that the store was not captured from. Raises ``InvalidInput``."""
-    captured = source.manifest.model
-    if Path(model.name).name != Path(captured).name:
-        raise InvalidInput(
-            f"--model {model.name} is not what the store was captured from ({captured}); give that model"
         )
 
 

@@ -11,7 +11,7 @@ import tyro
 from ..activations import StoreSource, load_model
 from ..report import report
 from .compare import split_of
-from .evaluate import check_model, sae_folders
+from .evaluate import sae_folders
 from .output import import_plugins, on_terminal, say, show
 
 
@@ -58,8 +58,6 @@ class Report:
         heldout, split_seed = split_of(folders)
         source = StoreSource(self.data, self.module, heldout=heldout, split_seed=split_seed)
         model = load_model(self.model).to(self.device) if self.model else None
-        if model is not None:
-            check_model(model, source)
         comparison = report(
             {str(folder): folder for folder in folders},
             source,
