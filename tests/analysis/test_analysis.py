@@ -11,14 +11,13 @@ import pytest
 import torch
 
 import apportion as ap
-from apportion import analysis
 from apportion.allocators import AllocatorConfig
-from apportion.analysis import adaptivity, dimensions, register_probes, surprisals
+from apportion.analysis import adaptivity, dimensions, register_probes, rows, surprisals
 from apportion.errors import InvalidInput
 from apportion.metrics import Classes, local_dimension
 
-from .conftest import inputs, make_sae
-from .report import report_kit
+from ..conftest import inputs, make_sae
+from ..report import report_kit
 
 
 def test_tensors_have_no_frequency_and_every_document_is_a_context() -> None:
@@ -40,8 +39,8 @@ def test_tensors_have_no_frequency_and_every_document_is_a_context() -> None:
 
 
 def test_the_dimension_is_that_of_some_tokens_among_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(analysis, "POINTS", 30)
-    monkeypatch.setattr(analysis, "POOL", 150)
+    monkeypatch.setattr(rows, "POINTS", 30)
+    monkeypatch.setattr(rows, "POOL", 150)
     sae = make_sae(AllocatorConfig.lookup("relu").for_k(8)).freeze()
     source = ap.TensorSource(inputs(600), torch.arange(600) // 5, heldout=0.5)
     found, x = dimensions(source, 10), torch.cat([batch.x for batch in source.blocks("evaluate")])

@@ -1,0 +1,88 @@
+"""How well a few features tell the label of a document."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from ..activations.source import Batch, Source
+from ..activations.splits import Bools
+from ..errors import InvalidInput
+from ..evaluate import reblock
+from ..metrics import Classes, Codec, DocumentMeans, SparseProbe, device_of, sparse_probe
+from .reading import taken
+
+
+@runtime_checkable
+class RowSource(Protocol):
+    """A source that knows its documents and hands out all of its rows, as ``StoreSource`` does."""
+
+    documents: list[str]
+
+    def in_training(self) -> Bools: ...
+
+    def rows(self) -> Iterator[Batch]: ...
+
+
+def register_probes(
+    sae: Codec,
+    source: Source,
+    labels: Classes,
+    *,
+    n_features: Sequence[int] = (1, 2, 5),
+    document_tokens: int | None = 256,
+    progress: bool = False,
+) -> list[SparseProbe]:
+    """How well 1, 2 and 5 features for each label tell the label of a document; see ``sparse_probe``.
+
+    Probes are fitted to the documents that training read and asked about all others.
+
+    Args:
+        source: a store.
+        labels: a word for each of ``source.documents``.
+        document_tokens: read the first so many tokens of each document; ``None`` for all.
+
+    Raises:
+        InvalidInput: the source is no store, widths differ, or the labels make no probe.
+        MissingExtra: scikit-learn is not installed.
+    """
+    if not isinstance(source, RowSource) or source.d_in != sae.d_in:
+        raise InvalidInput(
+            f"a {type(source).__name__} of width {source.d_in} cannot be probed with an SAE of width {sae.d_in}; "
+            "give a StoreSource of the module that it was trained on"
+        )
+    means = DocumentMeans(len(source.documents), sae.d_sae)
+    blocks = reblock(_first_rows(source, document_tokens))
+    with torch.no_grad():
+        for batch in tqdm(blocks, desc="probe", unit="block", disable=not progress):
+            assert batch.document is not None
+            means.update(sae.encode(batch.x.to(device_of(sae))), batch.document)
+    read = Classes(labels.names, np.where(means.tokens.numpy() > 0, labels.of, -1))
+    code, training = means.result(), source.in_training()
+    return [sparse_probe(code, read, training, n) for n in n_features]
+
+
+def labels_of(documents: Sequence[str], words: Mapping[str, str]) -> Classes:
+    """The word of each document, by its id.
+
+    Raises:
+        InvalidInput: none of the ids has a word.
+    """
+    names = sorted(set(words.values()))
+    number = {name: at for at, name in enumerate(names)}
+    of = np.array([number.get(words.get(name, ""), -1) for name in documents], np.int64)
+    if not (of >= 0).any():
+        raise InvalidInput(f"none of the {len(documents):,} documents has a label; give labels under their ids")
+    return Classes(names, of)
+
+
+def _first_rows(source: RowSource, n: int | None) -> Iterator[Batch]:
+    for batch in source.rows():
+        assert batch.position is not None
+        rows = batch.position < n if n is not None else torch.ones_like(batch.position, dtype=torch.bool)
+        if rows.any():
+            yield taken(batch, rows)
