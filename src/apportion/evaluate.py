@@ -19,6 +19,7 @@ from .downstream import Downstream, fewer
 from .errors import InvalidInput
 from .metrics import (
     Codec,
+    Concentration,
     FeatureDensity,
     Json,
     Metric,
@@ -31,6 +32,7 @@ from .metrics import (
     Sparsity,
     device_of,
 )
+from .metrics.base import wide
 from .trace import Dictionary, Trace
 
 IMPORTANCE_ROWS = BLOCK_ROWS // 8
@@ -90,8 +92,11 @@ def evaluate(
         The results of ``Sparsity``, ``Reconstruction`` and ``FeatureDensity``: ``tokens``, ``documents``,
         ``l0``, ``l0_se``, ``l0_std``, ``l0_min``, ``l0_max``, ``l0_histogram``, ``fvu``,
         ``explained_variance``, ``cosine``, ``never_fires``, ``density_zero``, ``density_log10_edges``,
-        ``density_histogram``, ``density_gini``; of an ``SAE``, which shows its affinities, also ``silent``
-        (``Silence``); then ``tokens_per_s`` (encode and decode, wall time). With ``oracle`` those of ``Oracle``:
+        ``density_histogram``, ``density_gini``; of ``Concentration``: ``variance_in_top_percent``; of an ``SAE``,
+        which shows its affinities, also ``silent`` (``Silence``); then ``tokens_per_s`` (encode and decode, wall
+        time). All of these are over the tokens that take part. ``left_out_tokens`` counts the others,
+        ``left_out_l0`` and ``left_out_fvu`` are over those alone; their FVU is measured against the mean of the
+        tokens that take part, for outliers differ little from one another. With ``oracle`` those of ``Oracle``:
         ``allocation_efficiency`` and what it comes from, and on an eighth of the tokens ``MonotonicImportance``:
         ``importance_alone``, ``importance_in_order``, ``importance_tokens``. With ``per_document`` those of
         ``PerDocument``. With ``model`` those of ``CausalDownstream`` (``downstream_tokens``, ``ce_clean``,
@@ -167,7 +172,8 @@ def _on_activations(
     progress: bool,
 ) -> dict[str, Json]:
     device = device_of(sae)
-    metrics: list[Metric] = [Sparsity(), Reconstruction(), FeatureDensity(sae.d_sae)]
+    reconstruction = Reconstruction()
+    metrics: list[Metric] = [Sparsity(), reconstruction, FeatureDensity(sae.d_sae), Concentration()]
     if isinstance(sae, Readable):
         metrics.append(Silence(sae.d_sae))
     order = _order(sae, oracle, metrics)
@@ -198,7 +204,28 @@ def _on_activations(
             "raise the limit or hold out more documents"
         )
     result = {key: value for metric in metrics for key, value in metric.result().items()}
+    result |= _on_the_rest(sae, source.left_out(split, limit), reconstruction.mean)
     return result | {"tokens_per_s": tokens / max(seconds, 1e-9)}
+
+
+def _on_the_rest(sae: Codec, blocks: Iterable[Batch], mean: Tensor) -> dict[str, Json]:
+    """How many tokens take no part, what the SAE spends on them, and what it leaves unexplained.
+
+    Args:
+        mean: [d_in] of the tokens that take part.
+    """
+    tokens, spent, error, spread = 0, 0, 0.0, 0.0
+    for block in blocks:
+        code, x_hat, _ = _read(sae, block.x.to(device_of(sae)))
+        tokens, spent = tokens + len(block.x), spent + code.nnz
+        x = wide(block.x)
+        error += float((x - wide(x_hat).to(x.device)).square().sum())
+        spread += float((x - mean.to(x.device)).square().sum())
+    return {
+        "left_out_tokens": tokens,
+        "left_out_l0": spent / tokens if tokens else None,
+        "left_out_fvu": error / spread if spread else None,
+    }
 
 
 def _read(sae: Codec, x: Tensor) -> _Reading:

@@ -108,13 +108,19 @@ class Interrupted(Exception):
     pass
 
 
+@pytest.fixture
+def early_bound(monkeypatch):
+    """The bound on norms is taken over so few rows that a capture can be interrupted early."""
+    monkeypatch.setattr("apportion.activations.store.MEDIAN_ROWS", 128)
+
+
 def cut_off(documents, n):
     yield from documents[:n]
     raise Interrupted
 
 
 @pytest.mark.parametrize(("n", "limit"), [(16, None), (48, None), (16, 1500)])
-def test_an_interrupted_capture_resumes_to_the_same_bytes(tiny, documents, tmp_path, n, limit):
+def test_an_interrupted_capture_resumes_to_the_same_bytes(tiny, documents, tmp_path, n, limit, early_bound):
     documents = documents[:52]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     capture_to_store(tiny, LAYER, documents, whole, max_rows=limit, **FEW)
@@ -217,7 +223,7 @@ def test_a_second_capture_into_the_same_folder_is_refused(tiny, documents, tmp_p
     assert capture_to_store(tiny, LAYER, documents[:20], tmp_path, **FEW) == first
 
 
-def test_other_spellings_of_model_and_data_resume(tiny, documents, tmp_path, monkeypatch):
+def test_other_spellings_of_model_and_data_resume(tiny, documents, tmp_path, monkeypatch, early_bound):
     folder = shared("models/tiny-lm")
     with pytest.raises(Interrupted):
         capture_to_store(
@@ -274,7 +280,7 @@ def test_a_tensor_that_all_contexts_share_is_no_hidden_state(tiny, documents, tm
         LiveSource(tiny, "gpt_neox.rotary_emb", documents[:9], batch_size=batch_size)
 
 
-def test_resuming_something_else_is_refused(tiny, documents, tmp_path):
+def test_resuming_something_else_is_refused(tiny, documents, tmp_path, early_bound):
     with pytest.raises(Interrupted):
         capture_to_store(tiny, LAYER, cut_off(documents, 64), tmp_path, **FEW)
     with pytest.raises(InvalidConfig, match="context was 64 and is now 32"):

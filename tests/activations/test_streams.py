@@ -256,9 +256,16 @@ def test_the_callers_tensor_is_left_alone():
 def test_input_scale_is_the_nearest_power_of_two(exponent, d, shift):
     x = torch.randn(200, d, generator=torch.Generator().manual_seed(d), dtype=torch.float64)
     base = input_scale(x + shift)
-    wanted = d**0.5 / float((x - x.mean(0)).norm(dim=1).mean())
+    wanted = d**0.5 / float((x - x.median(0).values).norm(dim=1).median())
     assert abs(np.log2(base / wanted)) <= 0.5
     assert input_scale((x + shift) * 2.0**exponent) == base * 2.0**-exponent
+
+
+def test_a_few_huge_rows_do_not_move_the_input_scale():
+    x = torch.randn(2000, 16, generator=torch.Generator().manual_seed(0))
+    huge = x.clone()
+    huge[::100] = 25_000.0 + huge[::100]
+    assert input_scale(huge) == input_scale(x) == 1.0
 
 
 def test_input_scale_needs_rows_that_differ():

@@ -52,6 +52,12 @@ class Window:
         """The same context with at most ``rows`` kept tokens."""
         return replace(self, keep=self.keep & (self.keep.cumsum() <= rows))
 
+    def without(self, rows: NDArray[np.int64]) -> Window:
+        """The same context whose kept tokens number ``rows`` (the first is 0) are not kept."""
+        keep = self.keep.copy()
+        keep[np.flatnonzero(self.keep)[rows]] = False
+        return replace(self, keep=keep)
+
 
 @dataclass(frozen=True, eq=False)
 class Contexts:

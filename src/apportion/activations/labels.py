@@ -62,6 +62,12 @@ class LabelledSource(Source):
     def blocks(self, split: Split, limit: int | None = None) -> Iterator[Batch]:
         return (self.label(batch) for batch in self.source.blocks(split, limit))
 
+    def left_out(self, split: Split, limit: int | None = None) -> Iterator[Batch]:
+        return (self.label(batch) for batch in self.source.left_out(split, limit))
+
+    def remarks(self) -> list[str]:
+        return self.source.remarks()
+
     def label(self, batch: Batch) -> Batch:
         """The batch with its targets."""
         assert batch.document is not None and batch.position is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from .capture import resolve_module
 from .contexts import Contexts, Cutter, Window, batch_windows
 from .extract import extract_rows, row_columns
 from .items import Item
+from .keep import MEDIAN_ROWS, OUTLIERS, LeftOut, beyond, check_outliers, norm_bound, policy
 from .models import LoadedModel, load_model
 from .plan import check_target, fingerprint
 from .shuffle import Place, PooledStream, generator, join, select_rows
@@ -36,6 +38,8 @@ class LiveSource(Source):
     Args:
         documents: as ``load_documents`` returns them, or items of tensors.
         context, batch_size: as for ``capture_to_store``.
+        outliers: rows whose norm is above so many times the median of the first rows, over the documents in
+            order, take no part; None keeps all.
         heldout, split_seed, buffer_rows: as for ``StoreSource``.
 
     Attributes:
@@ -51,6 +55,7 @@ class LiveSource(Source):
         *,
         context: int = 128,
         batch_size: int = 32,
+        outliers: float | None = OUTLIERS,
         heldout: float = 0.2,
         split_seed: int = 0,
         buffer_rows: int = 65_536,
@@ -69,7 +74,8 @@ class LiveSource(Source):
         self._parts = parts_of(self.documents, heldout, split_seed)
         train = np.flatnonzero(in_part(self._parts, "train"))
         self._pools = _LivePools(loaded, module, documents, train, cutter, batch_size, buffer_rows)
-        self._d_in = self._pools.width()
+        self._outliers = check_outliers(outliers)
+        self._d_in, self._left_out = self._pools.look_at_first_rows(outliers)
 
     @property
     def d_in(self) -> int:
@@ -77,20 +83,36 @@ class LiveSource(Source):
 
     def describe(self) -> dict[str, Any]:
         counts = {"d_in": self.d_in, "documents": len(self.documents), "fingerprint": self._pools.digest}
-        return {"kind": "live", "model": self._model, "module": self.module, **counts, **self._settings}
+        told = policy(outliers=self._outliers, bound=self._pools.bound)
+        return {
+            "kind": "live",
+            "model": self._model,
+            "module": self.module,
+            "tokens": told,
+            **counts,
+            **self._settings,
+        }
+
+    def remarks(self) -> list[str]:
+        """Of the first rows: how many of all take no part is known only when all have been captured."""
+        return [] if self._left_out is None else [self._left_out.sentence()]
 
     def stream(self, batch_size: int, seed: int, state: dict[str, Any] | None = None) -> Stream:
         return PooledStream(self._pools, batch_size, seed, state)
 
     def blocks(self, split: Split, limit: int | None = None) -> Iterator[Batch]:
         windows = self._pools.windows(self._heldout(split))
-        return _cut_blocks(self._pools.batches(windows), limit)
+        return _cut_blocks((taking for taking, _ in self._pools.batches(windows)), limit)
+
+    def left_out(self, split: Split, limit: int | None = None) -> Iterator[Batch]:
+        return _cut_blocks(self._pools.left_out(self._heldout(split), limit), None)
 
     def contexts(self, split: Split, batch_size: int = 32, limit_rows: int | None = None) -> Iterator[Contexts]:
-        """The contexts of a held-out part, as ``StoreSource.contexts`` gives them."""
+        """As ``StoreSource.contexts``; every context is run once to see which tokens take no part."""
         if self._tensors:
             raise InvalidInput(NO_CONTEXTS)
-        return batch_windows(self._pools.windows(self._heldout(split)), batch_size, limit_rows)
+        windows = self._pools.marked(self._pools.windows(self._heldout(split)))
+        return batch_windows(windows, batch_size, limit_rows)
 
     def in_training(self) -> Bools:
         """[documents] whether each belongs to the training part."""
@@ -135,13 +157,28 @@ class _LivePools:
             self.digest = fingerprint(self.digest, document)
 
         self._targets = bool(targets)
+        self.bound: float | None = None
 
-    def width(self) -> int:
-        """Width of the module, found out with one context."""
-        window = next(self.windows(np.arange(len(self._documents))), None)
-        if window is None:
+    def look_at_first_rows(self, outliers: float | None) -> tuple[int, LeftOut | None]:
+        """Width of the module, and how many of the first rows are outliers, if any; sets ``bound``.
+
+        One context tells the width; the bound takes ``MEDIAN_ROWS`` rows.
+        """
+        most = 1 if outliers is None else MEDIAN_ROWS
+        first: list[Window] = []
+        for window in self.windows(np.arange(len(self._documents))):
+            first.append(window)
+            if sum(one.rows for one in first) >= most:
+                break
+        if not first:
             raise InvalidInput(f"the {len(self._documents)} documents hold no token; give documents with text")
-        return self._capture([window]).x.shape[1]
+        rows = self._capture(first)
+        self.bound = norm_bound(rows.x[:MEDIAN_ROWS], outliers)
+        out = beyond(rows.x, self.bound)
+        if outliers is None or self.bound is None or not out.any():
+            return rows.x.shape[1], None
+        begins = np.cumsum([0, *(window.rows for window in first[:-1])])
+        return rows.x.shape[1], LeftOut(int(out.sum()), int(out[begins].sum()), len(out), outliers, self.bound)
 
     def fingerprint(self) -> dict[str, Any]:
         return {"documents": self.digest, "training": len(self._train), "buffer_rows": self._buffer}
@@ -158,23 +195,43 @@ class _LivePools:
         after = Place(place.epoch, at) if at < len(order) else Place(place.epoch + 1, 0)
         if not taken:
             return Batch(torch.empty(0, 0)), after
-        shuffled = torch.from_numpy(generator(seed, place.epoch, place.at).permutation(rows))
-        return select_rows(self._capture(taken), shuffled), after
+        captured = self._capture(taken)
+        shuffled = generator(seed, place.epoch, place.at).permutation(rows)
+        shuffled = shuffled[~beyond(captured.x, self.bound)[shuffled]]
+        return select_rows(captured, torch.from_numpy(shuffled)), after
 
     def windows(self, documents: Ints) -> Iterator[Window]:
         """The contexts of these documents, in this order."""
         return (window for own in self._tokenised(documents) for window in own)
 
-    def batches(self, windows: Iterator[Window]) -> Iterator[Batch]:
-        """The rows of ``windows``, some contexts at a time."""
-        held: list[Window] = []
-        for window in windows:
-            held.append(window)
-            if len(held) == _BLOCK_WINDOWS:
-                yield self._capture(held)
-                held = []
-        if held:
-            yield self._capture(held)
+    def batches(self, windows: Iterator[Window]) -> Iterator[tuple[Batch, Batch]]:
+        """The rows of ``windows`` that take part and those that do not, some contexts at a time."""
+        while held := list(islice(windows, _BLOCK_WINDOWS)):
+            rows = self._capture(held)
+            out = torch.from_numpy(beyond(rows.x, self.bound))
+            yield select_rows(rows, ~out) if out.any() else rows, select_rows(rows, out)
+
+    def left_out(self, documents: Ints, limit: int | None) -> Iterator[Batch]:
+        """The rows of these documents that take no part, among the first ``limit`` that do."""
+        seen = 0
+        for taking, out in self.batches(self.windows(documents)) if self.bound is not None else ():
+            if len(out.x):
+                yield out
+            seen += len(taking.x)
+            if limit is not None and seen >= limit:
+                return
+
+    def marked(self, windows: Iterator[Window]) -> Iterator[Window]:
+        """The same contexts, in which outliers are not kept; those without another token are left out."""
+        if self.bound is None:
+            yield from windows
+        while held := list(islice(windows, _BLOCK_WINDOWS)):
+            out, first = beyond(self._capture(held).x, self.bound), 0
+            for window in held:
+                own = np.flatnonzero(out[first : first + window.rows])
+                first += window.rows
+                if len(own) < window.rows:
+                    yield window.without(own) if len(own) else window
 
     def _tokenised(self, documents: Ints) -> Iterator[list[Window]]:
         for at in range(0, len(documents), _CHUNK):

@@ -28,6 +28,7 @@ class CaptureSettings(Config):
         batch_size: contexts per forward pass.
         shard_rows: most rows in a shard; a shard holds whole contexts.
         max_rows: the store ends after that many rows.
+        outliers: rows whose norm is above so many times the median are marked; None marks none.
         inputs: what the model was fed: windows of a text's tokens, or tensors as they were given.
         data: where the documents come from, in the words of whoever captured.
     """
@@ -39,6 +40,7 @@ class CaptureSettings(Config):
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     shard_rows: int = Field(default=65_536, ge=1)
     max_rows: int | None = Field(default=None, ge=1)
+    outliers: float | None = None
     inputs: Literal["text", "tensors"] = "text"
     data: JsonValue = None
 
@@ -76,6 +78,8 @@ class Progress(Config):
         widths: width of each module's activations.
         targets: whether the documents carry a target.
         fingerprint: of the documents that the shards were made from.
+        bounds: norm above which a row is an outlier, by module; None until it is known. A module without one has
+            no outliers.
     """
 
     format: Literal["apportion-store"] = FORMAT
@@ -86,6 +90,7 @@ class Progress(Config):
     shards: tuple[ShardEntry, ...] = ()
     cursor: Cursor = Cursor()
     fingerprint: str = ""
+    bounds: dict[str, float] | None = None
 
     @property
     def rows(self) -> int:
@@ -101,6 +106,7 @@ class Manifest(Config):
         documents: number of documents read, those without a captured token included.
         fingerprint: of these documents (ids, texts and targets, in order).
         targets: whether each row carries the target of its document.
+        bounds: see ``Progress``; None in stores of before there were any.
     """
 
     format: Literal["apportion-store"] = FORMAT
@@ -114,6 +120,7 @@ class Manifest(Config):
     targets: bool
     settings: CaptureSettings
     shards: tuple[ShardEntry, ...]
+    bounds: dict[str, float] | None = None
 
 
 def read_manifest(folder: Folder) -> Manifest:

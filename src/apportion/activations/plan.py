@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 from ..errors import InvalidConfig, InvalidInput
@@ -71,6 +71,17 @@ class Plan:
         self._targets: bool | None = None
         self.documents = 0
         self.fingerprint = ""
+
+    def peek(self, rows: int) -> list[Window]:
+        """The first contexts of the documents, until they hold ``rows`` rows; ``shards`` begins with them too."""
+        seen: list[Document | Item] = []
+        found: list[Window] = []
+        while sum(window.rows for window in found) < rows and (document := next(self._stream, None)) is not None:
+            self._check_kind(document)
+            seen.append(document)
+            found += self._cutter.windows([document], len(seen) - 1)[0]
+        self._stream = chain(seen, self._stream)
+        return found
 
     def shards(self, start: Cursor, rows: int, expected: str) -> Iterator[ShardPlan]:
         """The shards from ``start`` on; call it once.

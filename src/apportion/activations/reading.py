@@ -167,11 +167,22 @@ class StoreReader:
         documents, starts = (np.concatenate(column).astype(np.int64) for column in zip(*found, strict=True))
         return documents, starts
 
-    def windows(self, chosen: NDArray[np.bool_], end: int) -> Iterator[Window]:
+    def outliers(self) -> Ints:
+        """The rows that the capture marked as outliers in norm, ascending."""
+        name = f"outlier/{self.module}"
+        marked = [
+            np.flatnonzero(shard.whole(name)) + first
+            for shard, first in zip(self._shards, self._offsets, strict=False)
+            if name in shard.header().entries
+        ]
+        return np.concatenate([np.zeros(0, np.int64), *marked]).astype(np.int64)
+
+    def windows(self, chosen: NDArray[np.bool_], end: int, left_out: Ints) -> Iterator[Window]:
         """The contexts of the ``chosen`` documents, in order, their kept tokens being rows before ``end``.
 
         Args:
             chosen: [documents].
+            left_out: rows whose tokens are not kept, ascending.
         """
         for shard, first in zip(self._shards, self._offsets, strict=False):
             if first >= end:
@@ -180,10 +191,14 @@ class StoreReader:
             ids, keep, offsets, documents, starts = (shard.whole(name) for name in names)
             for at in np.flatnonzero(chosen[documents]):
                 own, document, start = slice(offsets[at], offsets[at + 1]), documents[at], starts[at]
-                room = end - int(self.begins[document] + start)
-                if room <= 0:
+                row = int(self.begins[document] + start)
+                if row >= end:
                     return
-                yield Window(ids[own], keep[own], int(document), int(start)).clip(room)
+                window = Window(ids[own], keep[own], int(document), int(start)).clip(end - row)
+                first_out, last_out = np.searchsorted(left_out, [row, row + window.rows])
+                window = window.without(left_out[first_out:last_out] - row)
+                if window.rows:
+                    yield window
 
     def _choose(self, module: str | None) -> str:
         modules = self.manifest.modules

@@ -14,11 +14,12 @@ from torch import Tensor
 from ..errors import InvalidInput
 from .contexts import Contexts, batch_windows
 from .files import Folder
+from .keep import MEDIAN_ROWS, OUTLIERS, LeftOut, beyond, check_outliers, norm_bound, policy
 from .manifest import Manifest
 from .reading import StoreReader
 from .shuffle import PooledStream, RowPools, Rows
 from .source import BLOCK_ROWS, NO_CONTEXTS, Batch, Source, Split, Stream
-from .splits import Bools, Ints, Ranges, in_part, parts_of
+from .splits import Bools, Ints, Part, Ranges, in_part, parts_of
 
 _DOCUMENT_ROWS = 64  # rows per document of a tensor that names none
 
@@ -29,6 +30,7 @@ class SplitRows:
     Args:
         documents: id of each document.
         begins, counts: [documents] its first row and number of rows.
+        outliers: the rows that take no part, ascending.
     """
 
     def __init__(
@@ -37,11 +39,13 @@ class SplitRows:
         documents: list[str],
         begins: Ints,
         counts: Ints,
+        outliers: Ints,
         heldout: float,
         seed: int,
         buffer: int,
     ) -> None:
         self._rows, self._documents, self._begins, self._counts = rows, documents, begins, counts
+        self._outliers = outliers
         self.parts = parts_of(documents, heldout, seed)
         train = self._ranges("train")
         self.n_train = train.n
@@ -60,13 +64,27 @@ class SplitRows:
                 "documents or hold out a larger share"
             )
         n = ranges.n if limit is None else min(limit, ranges.n)
-        ends = (min(begin + BLOCK_ROWS, n) for begin in range(0, n, BLOCK_ROWS))
-        spans = zip(range(0, n, BLOCK_ROWS), ends, strict=True)
-        return (self._rows.gather(ranges.take(np.arange(*span))) for span in spans)
+        return (self._rows.gather(ranges.take(np.arange(*span))) for span in _spans(n))
 
-    def _ranges(self, part: Any) -> Ranges:
+    def left_out(self, split: Split, limit: int | None) -> Iterator[Batch]:
+        """See ``Source.left_out``."""
+        rows, ranges = self._all_ranges(split).inside(self._outliers), self._ranges(split)
+        if limit is not None and limit < ranges.n:
+            rows = rows[rows < ranges.take(np.array([limit]))[0]]
+        return (self._rows.gather(rows[slice(*span)]) for span in _spans(len(rows)))
+
+    def _ranges(self, part: Part) -> Ranges:
+        """The rows of a part that take part."""
+        return self._all_ranges(part).without(self._outliers)
+
+    def _all_ranges(self, part: Part) -> Ranges:
         chosen = in_part(self.parts, part)
         return Ranges.of(self._begins[chosen], self._counts[chosen])
+
+
+def _spans(n: int) -> Iterator[tuple[int, int]]:
+    """Consecutive blocks of ``BLOCK_ROWS`` places that cover n."""
+    return ((begin, min(begin + BLOCK_ROWS, n)) for begin in range(0, n, BLOCK_ROWS))
 
 
 class SplitSource(Source):
@@ -85,6 +103,9 @@ class SplitSource(Source):
     def blocks(self, split: Split, limit: int | None = None) -> Iterator[Batch]:
         return self._split.blocks(split, limit)
 
+    def left_out(self, split: Split, limit: int | None = None) -> Iterator[Batch]:
+        return self._split.left_out(split, limit)
+
 
 class StoreSource(SplitSource):
     """The activations of one module of a store.
@@ -97,6 +118,7 @@ class StoreSource(SplitSource):
         buffer_rows: rows in memory to shuffle among (twice that, with the ones being read).
         max_rows: use only the first rows of the store.
         last_only: use only the last row of every context, as AdaptiveK was published.
+        keep_outliers: let tokens take part that the capture marked as outliers in norm.
         verify: compare the SHA-256 of every shard with the manifest before any row is handed out.
 
     Raises: ``StorageFailure``, ``CorruptStore`` naming the shard, ``InvalidInput`` for a newer format,
@@ -119,17 +141,22 @@ class StoreSource(SplitSource):
         buffer_rows: int = 65_536,
         max_rows: int | None = None,
         last_only: bool = False,
+        keep_outliers: bool = False,
         verify: bool = True,
     ) -> None:
         self._path, self._heldout, self._seed = str(path), heldout, split_seed
-        self._last_only = last_only
+        self._last_only, self._keep_outliers = last_only, keep_outliers
         self._reader = StoreReader(Folder(path), module, verify)
         self.manifest: Manifest = self._reader.manifest
         self.module = self._reader.module
         self.documents = self._reader.documents
         self._end = self.manifest.rows if max_rows is None else min(max_rows, self.manifest.rows)
         names, begins, counts = self._last_rows() if last_only else self._all_rows()
-        self._split = SplitRows(self._reader, names, begins, counts, heldout, split_seed, buffer_rows)
+        marked = self._reader.outliers()
+        self._outliers = marked[:0] if keep_outliers else marked[marked < self._end]
+        self._split = SplitRows(
+            self._reader, names, begins, counts, self._outliers, heldout, split_seed, buffer_rows
+        )
 
     @property
     def d_in(self) -> int:
@@ -152,7 +179,31 @@ class StoreSource(SplitSource):
             "data": settings.data,
             "heldout": self._heldout,
             "split_seed": self._seed,
+            **self._tokens(),
         }
+
+    def _tokens(self) -> dict[str, Any]:
+        """Which tokens take part, for ``describe``; a store of before that was a policy says nothing."""
+        settings = self.manifest.settings
+        if settings.outliers is None and self.manifest.bounds is None:
+            return {}
+        told = policy(
+            outliers=settings.outliers,
+            bound=(self.manifest.bounds or {}).get(self.module),
+            left_out=len(self._outliers),
+            keep_outliers=self._keep_outliers,
+        )
+        return {"tokens": told}
+
+    def remarks(self) -> list[str]:
+        if len(self._outliers) == 0:
+            return []
+        document, start = self.context_starts()
+        firsts = self._reader.begins[document] + start
+        multiple, bounds = self.manifest.settings.outliers, self.manifest.bounds
+        assert multiple is not None and bounds is not None  # else no row was marked
+        first = int(np.isin(self._outliers, firsts).sum())
+        return [LeftOut(len(self._outliers), first, self._end, multiple, bounds[self.module]).sentence()]
 
     def in_training(self) -> Bools:
         """[documents] whether each belongs to the training part."""
@@ -163,15 +214,16 @@ class StoreSource(SplitSource):
         return self._reader.context_starts()
 
     def rows(self) -> Iterator[Batch]:
-        """All rows of the store in order, those of the training part included, in blocks of ``BLOCK_ROWS``."""
-        for first in range(0, self._end, BLOCK_ROWS):
-            yield self._reader.gather(np.arange(first, min(first + BLOCK_ROWS, self._end)))
+        """All rows that take part in order, those of the training part included, in blocks of ``BLOCK_ROWS``."""
+        whole = Ranges.of(np.zeros(1, np.int64), np.array([self._end], np.int64)).without(self._outliers)
+        for span in _spans(whole.n):
+            yield self._reader.gather(whole.take(np.arange(*span)))
 
     def contexts(self, split: Split, batch_size: int = 32, limit_rows: int | None = None) -> Iterator[Contexts]:
         """What the model was fed for a held-out part, to run it again.
 
-        The kept positions of these contexts, in order, are the rows of ``blocks(split)``. The last context is
-        the one that brings ``limit_rows`` of them.
+        The kept positions of these contexts, in order, are the rows of ``blocks(split)``, so that tokens which
+        take no part stay as the model makes them. The last context is the one that brings ``limit_rows`` rows.
 
         Raises: ``InvalidInput`` for a store captured from tensors, which keeps none.
         """
@@ -179,7 +231,7 @@ class StoreSource(SplitSource):
             raise InvalidInput(NO_CONTEXTS)
         if self._last_only:
             raise InvalidInput("only last tokens are read, no whole contexts; open the store without last_only")
-        windows = self._reader.windows(in_part(self._split.parts, split), self._end)
+        windows = self._reader.windows(in_part(self._split.parts, split), self._end, self._outliers)
         return batch_windows(windows, batch_size, limit_rows)
 
     def _all_rows(self) -> tuple[list[str], Ints, Ints]:
@@ -204,9 +256,12 @@ class TensorSource(SplitSource):
         x: [n, d_in], any floating type; kept as it is, handed out as float32.
         document: [n] integers, the rows of a document being consecutive; None for documents of 64 rows.
         target: [n] a number per row.
+        outliers: rows whose norm is above so many times the median of the first rows take no part; None keeps
+            all.
         heldout, split_seed, buffer_rows: as for ``StoreSource``; a document's id is its number.
 
-    Raises: ``InvalidInput`` for another shape, a NaN or a document whose rows are not consecutive.
+    Raises: ``InvalidInput`` for another shape, a NaN or a document whose rows are not consecutive,
+    ``InvalidConfig`` for ``outliers`` not above 1.
 
     Attributes:
         documents: the id of every document, in order.
@@ -219,6 +274,7 @@ class TensorSource(SplitSource):
         document: Tensor | None = None,
         target: Tensor | None = None,
         *,
+        outliers: float | None = OUTLIERS,
         heldout: float = 0.2,
         split_seed: int = 0,
         buffer_rows: int = 65_536,
@@ -233,14 +289,27 @@ class TensorSource(SplitSource):
         sizes = counts.numpy()
         begins = np.concatenate([[0], sizes.cumsum()[:-1]]).astype(np.int64)
         self._rows = _TensorRows(x, numbers, target)
-        self._split = SplitRows(self._rows, self.documents, begins, sizes, heldout, split_seed, buffer_rows)
+        bound = norm_bound(x.detach()[:MEDIAN_ROWS], check_outliers(outliers))
+        marked = np.flatnonzero(beyond(x.detach(), bound))
+        self._left_out: LeftOut | None = None
+        if outliers is not None and bound is not None and len(marked):
+            first = int(np.isin(marked, begins).sum())
+            self._left_out = LeftOut(len(marked), first, len(x), outliers, bound)
+        self._split = SplitRows(
+            self._rows, self.documents, begins, sizes, marked, heldout, split_seed, buffer_rows
+        )
 
     @property
     def d_in(self) -> int:
         return self._rows.x.shape[1]
 
+    def remarks(self) -> list[str]:
+        return [] if self._left_out is None else [self._left_out.sentence()]
+
     def describe(self) -> dict[str, Any]:
-        return {
+        out = self._left_out
+        told = policy(outliers=out.outliers, bound=out.bound, left_out=out.rows) if out else None
+        return ({"tokens": told} if told else {}) | {
             "kind": "tensor",
             "fingerprint": self._rows.fingerprint(),
             "d_in": self.d_in,

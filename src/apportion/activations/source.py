@@ -79,5 +79,18 @@ class Source(abc.ABC):
     def blocks(self, split: Split, limit: int | None = None) -> Iterator[Batch]:
         """A held-out part in document order, in blocks of ``BLOCK_ROWS`` rows (the last may be smaller).
 
-        Documents are whole units: none is in two parts. ``limit`` ends after that many rows.
+        Documents are whole units: none is in two parts. ``limit`` ends after that many rows. Only tokens that
+        take part are rows; see ``left_out``.
         """
+
+    def left_out(self, split: Split, limit: int | None = None) -> Iterator[Batch]:
+        """Tokens of the same part that take no part, in order, in blocks: outliers in norm, where any are marked.
+
+        Args:
+            limit: those among the first so many rows of ``blocks`` only.
+        """
+        return iter(())
+
+    def remarks(self) -> list[str]:
+        """Sentences that a person should know before believing a figure of this source; none, mostly."""
+        return []

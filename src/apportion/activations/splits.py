@@ -67,6 +67,23 @@ class Ranges:
         return cls(begins[heads], np.append(before[:-1][heads], before[-1]))
 
     @property
+    def ends(self) -> Ints:
+        """[r] the row after the last of each range."""
+        return np.asarray(self.begins + np.diff(self.before), np.int64)
+
+    def inside(self, rows: Ints) -> Ints:
+        """Those of the ascending ``rows`` that lie in one of the ranges."""
+        at = np.searchsorted(self.begins, rows, side="right") - 1
+        return np.asarray(rows[(at >= 0) & (rows < self.ends[at])], np.int64) if len(self.begins) else rows[:0]
+
+    def without(self, rows: Ints) -> Ranges:
+        """The same ranges with the ascending ``rows`` taken out, wherever these lie in them."""
+        holes = self.inside(rows)
+        begins = np.sort(np.concatenate([self.begins, holes + 1]))
+        ends = np.sort(np.concatenate([self.ends, holes]))
+        return Ranges.of(begins, ends - begins)
+
+    @property
     def n(self) -> int:
         """Rows in all."""
         return int(self.before[-1])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from .contexts import Cutter, TextCutter, check_context, embedding_rows
 from .extract import extract_rows, row_columns
 from .files import Folder
 from .items import Item, ItemCutter
+from .keep import MEDIAN_ROWS, OUTLIERS, beyond, check_outliers, norm_bound
 from .manifest import (
     MANIFEST,
     PROGRESS,
@@ -54,6 +55,7 @@ def capture_to_store(
     dtype: str = "float32",
     shard_rows: int = 65_536,
     max_rows: int | None = None,
+    outliers: float | None = OUTLIERS,
     progress: bool = False,
     data_description: Any = None,
 ) -> Manifest:
@@ -71,6 +73,8 @@ def capture_to_store(
         dtype: of the activations on disk: float32, float16 or bfloat16.
         shard_rows: most rows per shard, at least ``context``, or the rows of an item.
         max_rows: end after exactly this many rows.
+        outliers: mark rows whose norm is above so many times the median of their module's first rows; sources
+            leave them out. None marks none.
         progress: show a bar on standard error.
         data_description: JSON that says where the documents come from.
 
@@ -83,6 +87,7 @@ def capture_to_store(
     given = {"context": context, "batch_size": batch_size, "dtype": dtype, "shard_rows": shard_rows}
     name = model if isinstance(model, str) else model.name
     given |= {"model": _spelled(name), "modules": names, "max_rows": max_rows, "data": data_description}
+    given |= {"outliers": check_outliers(outliers)}
     stream = iter(documents)
     head = list(itertools.islice(stream, 1))
     tensors = bool(head) and isinstance(head[0], Item)
@@ -169,6 +174,9 @@ def _same(folder: Folder, there: CaptureSettings, asked: CaptureSettings) -> Non
 def _run(loaded: LoadedModel, plan: Plan, done: Progress, folder: Folder, bar: Any) -> Manifest:
     settings = done.settings
     bar.update(done.rows)
+    if done.bounds is None and not done.shards:  # a capture begun before there were bounds goes on without
+        done = done.model_copy(update={"bounds": _bounds(loaded, plan, settings)})
+        write_json(folder, PROGRESS, done)
     # One thread hashes and writes a shard while the model makes the next one.
     with ThreadPoolExecutor(1, "apportion-store") as writer:
         pending: Future[Progress] | None = None
@@ -194,11 +202,25 @@ def _run(loaded: LoadedModel, plan: Plan, done: Progress, folder: Folder, bar: A
         targets=done.targets,
         settings=settings,
         shards=done.shards,
+        bounds=done.bounds,
     )
     write_json(folder, MANIFEST, manifest)
     folder.remove(PROGRESS)
     folder.clear_temporaries(_OURS)
     return manifest
+
+
+def _bounds(loaded: LoadedModel, plan: Plan, settings: CaptureSettings) -> dict[str, float]:
+    """The norm above which a row is an outlier, by module.
+
+    From the first rows of the documents, which are run once for this alone: the first shard is to know it.
+    """
+    most = min(MEDIAN_ROWS, settings.max_rows or MEDIAN_ROWS)
+    if settings.outliers is None or not (windows := plan.peek(most)):
+        return {}
+    rows = extract_rows(loaded, settings.modules, windows, settings.batch_size, DTYPES[settings.dtype])
+    found = {path: norm_bound(own[:most], settings.outliers) for path, own in rows.items()}
+    return {path: bound for path, bound in found.items() if bound is not None}
 
 
 def _write(folder: Folder, done: Progress, shard: ShardPlan, rows: dict[str, Tensor]) -> Progress:
@@ -211,6 +233,7 @@ def _write(folder: Folder, done: Progress, shard: ShardPlan, rows: dict[str, Ten
         )
     name = f"shard-{len(done.shards):05d}.safetensors"
     tensors = {f"activations/{path}": tensor for path, tensor in rows.items()} | _columns(shard)
+    tensors |= _outliers(rows, done.bounds or {})
     metadata = {"documents": json.dumps([document.id for document in shard.documents])}
     digest, size = folder.write(name, lambda file: write_shard(file, tensors, metadata))
     entry = ShardEntry(
@@ -233,6 +256,12 @@ def _write(folder: Folder, done: Progress, shard: ShardPlan, rows: dict[str, Ten
     )
     write_json(folder, PROGRESS, after)
     return after
+
+
+def _outliers(rows: dict[str, Tensor], bounds: Mapping[str, float]) -> dict[str, Tensor]:
+    """Which rows are outliers, by module; a shard without any says nothing."""
+    marks = {path: beyond(rows[path], bound) for path, bound in bounds.items()}
+    return {f"outlier/{path}": torch.from_numpy(own) for path, own in marks.items() if own.any()}
 
 
 def _columns(shard: ShardPlan) -> dict[str, Tensor]:

@@ -101,7 +101,10 @@ class SyntheticSource(SplitSource):
         begins = np.arange(0, config.n_tokens, DOCUMENT_ROWS, dtype=np.int64)
         counts = np.minimum(DOCUMENT_ROWS, config.n_tokens - begins)
         self.documents = [str(number) for number in range(len(begins))]
-        self._split = SplitRows(self._rows, self.documents, begins, counts, heldout, split_seed, buffer_rows)
+        outliers = np.zeros(0, np.int64)
+        self._split = SplitRows(
+            self._rows, self.documents, begins, counts, outliers, heldout, split_seed, buffer_rows
+        )
 
     @property
     def d_in(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ..activations import capture_to_store, iter_documents, load_model
+from ..activations import StoreSource, capture_to_store, iter_documents, load_model
 from .output import names_in, on_terminal, say, show
 
 
@@ -34,6 +34,9 @@ class Capture:
     """Type of the stored activations."""
     max_rows: int | None = None
     """Stop after that many tokens."""
+    outliers: float | None = 10.0
+    """Tokens whose norm is above so many times the median are stored and marked, and take no part in training and
+    figures; None marks none."""
     device: str = "cpu"
     """Where the model runs, such as cuda."""
     json: bool = False
@@ -50,6 +53,7 @@ class Capture:
             batch_size=self.batch_size,
             dtype=self.dtype,
             max_rows=self.max_rows,
+            outliers=self.outliers,
             progress=on_terminal(),
             data_description={"data": self.data, "text_field": self.text_field},
         )
@@ -61,5 +65,8 @@ class Capture:
         }
         if not self.json:
             say(f"{manifest.rows:,} tokens of {self.module} in {self.out}")
+        for module in manifest.modules:
+            for sentence in StoreSource(self.out, module, verify=False).remarks():
+                say(f"{module}: {sentence}")
         show([row], self.json)
         return 0

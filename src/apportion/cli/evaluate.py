@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import tyro
 
 from ..activations import StoreSource, load_model
+from ..activations.keep import check_policy
 from ..activations.models import LoadedModel
 from ..downstream import Downstream, fewer
 from ..errors import InvalidInput
@@ -20,6 +21,7 @@ from .output import import_plugins, on_terminal, say, show
 
 TABLE = ("run", "k", "l0", "l0_se", "fvu", "cosine", "never_fires", "density_gini", "tokens", "tokens_per_s")
 ORACLE = ("allocation_efficiency", "fvu_uniform", "fvu_oracle", "k_correlation", "importance_alone")
+LEFT_OUT = ("left_out_tokens", "left_out_l0", "left_out_fvu")
 DOWNSTREAM = ("ce_score", "kl", "hidden_error", "hidden_error_zero")
 
 
@@ -58,17 +60,23 @@ class Evaluate:
         saes = {folder.name: load_sae(folder).to(self.device) for folder in folders}
         model = load_model(self.model) if self.model else None
         shared: dict[str, Downstream] = {}
-        rows = []
+        rows: list[dict[str, Any]] = []
+        remarks: list[str] = []
         for name, sae in saes.items():
             source = source_of(self.data, self.module, self.heldout, name, sae)
             downstream = None if model is None else self._downstream(source, model, shared)
+            remarks += source.remarks()
             measures = evaluate(sae, source, limit=self.limit, oracle=self.oracle, progress=on_terminal())
             if downstream is not None:
                 measures |= downstream.of(sae, progress=on_terminal())
             rows.append({"run": name, "k": sae.k, **measures})
-        show(rows, self.json, [*TABLE, *(key for key in (*ORACLE, *DOWNSTREAM) if key in rows[0])])
+        further = [key for key in (*ORACLE, *DOWNSTREAM) if key in rows[0]]
+        further += LEFT_OUT if any(row["left_out_tokens"] for row in rows) else ()
+        show(rows, self.json, [*TABLE, *further])
         for row in rows:
             _warn_if_cut(row)
+        for sentence in dict.fromkeys(remarks):
+            say(sentence)
         return 0
 
     def _downstream(self, source: StoreSource, model: LoadedModel, shared: dict[str, Downstream]) -> Downstream:
@@ -83,7 +91,15 @@ def source_of(data: str, module: str | None, heldout: float | None, name: str, s
     """The store, split as it was for the training. Refuses another module, model or split."""
     trained: dict[str, Any] = sae.metadata.get("source", {})
     share = heldout if heldout is not None else float(trained.get("heldout", 0.2))
-    source = StoreSource(data, module, heldout=share, split_seed=int(trained.get("split_seed", 0)), verify=False)
+    tokens: dict[str, Any] = trained.get("tokens") or {}
+    source = StoreSource(
+        data,
+        module,
+        heldout=share,
+        split_seed=int(trained.get("split_seed", 0)),
+        keep_outliers=bool(tokens.get("keep_outliers", False)),
+        verify=False,
+    )
     here = source.describe()
     for key in ("model", "module"):
         if key in trained and trained[key] != here[key]:
@@ -91,6 +107,8 @@ def source_of(data: str, module: str | None, heldout: float | None, name: str, s
                 f"'{name}' was trained on {key} {trained[key]!r} and {data} holds {here[key]!r}; "
                 "evaluate it on what it was trained on"
             )
+    if trained:
+        check_policy(trained, here, f"'{name}'")
     if trained.get("fingerprint") == here["fingerprint"] and trained.get("heldout", share) < share:
         raise InvalidInput(
             f"--heldout {share:g} takes in documents that '{name}' was trained on (it held out "

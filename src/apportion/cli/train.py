@@ -47,6 +47,8 @@ class Train:
     """Hand scores on as they are but for their direction, as adaptive_k --paper pile expects a judge's."""
     last_only: bool = False
     """Train on the last token of every context only, as AdaptiveK was published."""
+    keep_outliers: bool = False
+    """Let tokens take part whose norm the capture marked as far above the others'."""
     expansion: float | None = None
     """d_sae as a multiple of the activations' width; 16 unless --paper says otherwise."""
     d_sae: int | None = None
@@ -90,6 +92,8 @@ class Train:
             progress=on_terminal(),
             device=self.device,
         )
+        for sentence in source.remarks():
+            say(sentence)
         for name, its in self._published().items():
             say(f"{name} as published, except: {its.notes or 'nothing'}")
         rows = [summary(name, sae.k, self.out, sae.metadata) for name, sae in saes.items()]
@@ -98,7 +102,13 @@ class Train:
 
     def _source(self) -> Source:
         """The store, with the scores of its texts if there are any."""
-        source = StoreSource(self.store, self.module, heldout=self.heldout, last_only=self.last_only)
+        source = StoreSource(
+            self.store,
+            self.module,
+            heldout=self.heldout,
+            last_only=self.last_only,
+            keep_outliers=self.keep_outliers,
+        )
         if self.scores is None:
             if self.raw_scores:
                 raise InvalidConfig("--raw-scores says how to take --scores, which is not given; give the file")

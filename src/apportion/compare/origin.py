@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
+from ..activations.keep import check_policy
 from ..activations.source import Source
 from ..errors import InvalidInput
 from ..sae import SAE
@@ -98,6 +99,8 @@ def check_fair(sae: SAE, source: Source) -> None:
                 f"it was trained on {key} {trained[key]!r} and the source has {here[key]!r}; "
                 "compare it on what it was trained on"
             )
+    if trained:
+        check_policy(trained, here, "it")
     for key in ("heldout", "split_seed"):
         if key in both:
             raise InvalidInput(

@@ -15,6 +15,7 @@ functions of their own shape. ``intervals`` says how surely.
 from .adaptivity import Bin, Classes, Covariate, Relation, relations
 from .base import Codec, Json, Metric, MetricBatch, device_of
 from .baselines import Pca, fit_pca, pca_fvu
+from .concentration import Concentration, dominated, top_share
 from .correlation import spearman
 from .dimension import local_dimension
 from .documents import PerDocument
@@ -33,6 +34,7 @@ __all__ = [
     "CausalDownstream",
     "Classes",
     "Codec",
+    "Concentration",
     "Covariate",
     "DocumentMeans",
     "EncoderDownstream",
@@ -51,6 +53,7 @@ __all__ = [
     "SparseProbe",
     "Sparsity",
     "device_of",
+    "dominated",
     "fit_pca",
     "local_dimension",
     "pca_fvu",
@@ -58,4 +61,5 @@ __all__ = [
     "relations",
     "sparse_probe",
     "spearman",
+    "top_share",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from .base import Json, Metric, MetricBatch, Moments, unexplained, wide
 
@@ -20,6 +21,11 @@ class Reconstruction(Metric):
         self._spread = Moments()
         self._error = 0.0
         self._cosine = 0.0
+
+    @property
+    def mean(self) -> Tensor:
+        """[d_in] float64, the mean of the tokens so far."""
+        return self._spread.mean
 
     def update(self, batch: MetricBatch) -> None:
         x, x_hat = wide(batch.x), wide(batch.x_hat)
