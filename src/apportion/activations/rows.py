@@ -14,6 +14,7 @@ from torch import Tensor
 from ..errors import InvalidInput
 from .contexts import Contexts, batch_windows
 from .files import Folder
+from .frame import cut_otherwise
 from .manifest import Manifest
 from .reading import StoreReader
 from .shuffle import PooledStream, RowPools, Rows
@@ -137,22 +138,26 @@ class StoreSource(SplitSource):
 
     def describe(self) -> dict[str, Any]:
         settings = self.manifest.settings
-        rows = {"last_only": True} if self._last_only else {}
-        return rows | {
-            "kind": "store",
-            "path": self._path,
-            "model": self.manifest.model,
-            "module": self.module,
-            "d_in": self.d_in,
-            "rows": self._end,
-            "documents": self.manifest.documents,
-            "fingerprint": self.manifest.fingerprint,
-            "dtype": self.manifest.dtype,
-            "context": settings.context,
-            "data": settings.data,
-            "heldout": self._heldout,
-            "split_seed": self._seed,
-        }
+        rows: dict[str, Any] = {"last_only": True} if self._last_only else {}
+        return (
+            rows
+            | cut_otherwise(settings.skip_first, settings.bos)
+            | {
+                "kind": "store",
+                "path": self._path,
+                "model": self.manifest.model,
+                "module": self.module,
+                "d_in": self.d_in,
+                "rows": self._end,
+                "documents": self.manifest.documents,
+                "fingerprint": self.manifest.fingerprint,
+                "dtype": self.manifest.dtype,
+                "context": settings.context,
+                "data": settings.data,
+                "heldout": self._heldout,
+                "split_seed": self._seed,
+            }
+        )
 
     def in_training(self) -> Bools:
         """[documents] whether each belongs to the training part."""
