@@ -50,7 +50,11 @@ class EndpointFailure(ApportionError, OSError):
     """A server refuses the key, the model or the address, cannot be reached, or asks for too much patience."""
 
 
-class BudgetMissed(UserWarning):
+class ApportionWarning(UserWarning):
+    """Base of all warnings; the command line prints each as one line on standard error."""
+
+
+class BudgetMissed(ApportionWarning):
     """A training came to its end and the SAE does not spend the k features per token that it was to spend."""
 
 

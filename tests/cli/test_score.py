@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -80,12 +81,17 @@ def test_labels_of_ones_own_fit_a_store_of_the_same_data(command: Command, data:
         load_scores(out).align(StoreSource(store).documents)
 
 
-def test_surprisal_of_contexts_that_a_capture_has_too(command: Command, data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("cut", [{}, {"skip_first": 2, "bos": "yes"}], ids=["plain", "cut otherwise"])
+def test_surprisal_of_contexts_that_a_capture_has_too(
+    command: Command, data: Path, tmp_path: Path, cut: dict[str, Any]
+) -> None:
+    options = [part for name, value in cut.items() for part in (f"--{name.replace('_', '-')}", str(value))]
     model, out, store = str(shared("models/tiny-lm")), tmp_path / "scores.jsonl", tmp_path / "store"
     where = ["score", "--data", data, "--scorer", "surprisal", "--model", model, "--out", out]
-    done = command(*where, "--context", "32", "--tokenizer", model, "--json")
+    done = command(*where, "--context", "32", "--tokenizer", model, *options, "--json")
+    assert ("adds none" in done.err) == (not cut)
     assert done.status == 0 and done.rows[0]["settings"]["context"] == 256
-    capture_to_store(load_model(model), "gpt_neox.layers.0", load_documents(data), store, context=32)
+    capture_to_store(load_model(model), "gpt_neox.layers.0", load_documents(data), store, context=32, **cut)
     source = StoreSource(store, heldout=0.999)
     contexts = [batch for part in ("calibrate", "evaluate") for batch in source.contexts(part)]
     documents = [source.documents[int(i)] for batch in contexts for i in batch.document]
@@ -94,6 +100,7 @@ def test_surprisal_of_contexts_that_a_capture_has_too(command: Command, data: Pa
     assert len(scores.rows) == len(starts) > 6
     assert scores.align(documents, starts).min() > 1
     assert {row.start for row in scores.rows} == set(starts)
+    assert {"skip_first", "bos"} & set(scores.header.data) == set(cut)
     whole = command(*where, "--set", "context=16", "--json")
     assert whole.rows[0]["texts"] == 3 and whole.rows[0]["mean"] > 3
 

@@ -12,8 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..errors import InvalidConfig, InvalidInput
+from ..errors import ApportionError, InvalidConfig, InvalidInput
 from .capture import first_line
+from .frame import Bos, Frame, check_frame, frame_of
 from .source import Split
 from .texts import Document
 
@@ -145,19 +146,26 @@ def batch_windows(
         yield pad(batch)
 
 
-def check_context(model: Any, tokenizer: Any, context: int) -> None:
-    """Refuse a tokenizer that cannot cut windows for ``model`` and a context longer than the model can read.
+def check_context(
+    model: Any, tokenizer: Any, context: int, *, skip_first: int = 0, bos: Bos = "auto", name: str = "the model"
+) -> None:
+    """Refuse a tokenizer that cannot cut windows for ``model``, a context longer than the model can read, and
+    settings that leave no token of one. Warns if a BOS that the tokenizer knows is in front of none.
 
-    Raises ``InvalidInput`` for the first, ``InvalidConfig`` for the second.
+    Args:
+        skip_first, bos: as for ``windows_of``.
+        name: of the model, for the warning.
+
+    Raises ``InvalidInput`` for the first, ``InvalidConfig`` for the others.
     """
     if tokenizer is None or not getattr(tokenizer, "is_fast", False):
         found = "no tokenizer" if tokenizer is None else f"the slow tokenizer {type(tokenizer).__name__}"
         raise InvalidInput(f"the model comes with {found}; expected a fast one: add its tokenizer.json")
-    room = context - tokenizer.num_special_tokens_to_add()
+    special = frame_of(tokenizer, bos).size
     longest = most_positions(model)
-    if room < 1 or (longest is not None and context > longest):
+    if context <= special or (longest is not None and context > longest):
         raise InvalidConfig(
-            f"context = {context} does not fit: expected more than {context - room} special tokens and at "
+            f"context = {context} does not fit: expected more than {special} special tokens and at "
             f"most {longest or 'any number of'} positions of this model; choose a length between"
         )
     rows, vocabulary = embedding_rows(model), getattr(tokenizer, "vocab_size", 0)
@@ -166,6 +174,7 @@ def check_context(model: Any, tokenizer: Any, context: int) -> None:
             f"the tokenizer knows {vocabulary} tokens and the model embeds {rows}, so they do not belong "
             "together; give the model the tokenizer that it was trained with"
         )
+    check_frame(tokenizer, context, skip_first, bos, name)
 
 
 def embedding_rows(model: Any) -> int | None:
@@ -208,10 +217,21 @@ class TextCutter(Cutter[Document]):
         context: most tokens in a window, special tokens included.
         rows: token ids from this on are refused; None allows all.
         spans: whether windows say which characters they cover.
+        skip_first, bos: as for ``windows_of``.
     """
 
-    def __init__(self, tokenizer: Any, context: int, rows: int | None = None, spans: bool = False) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        context: int,
+        rows: int | None = None,
+        spans: bool = False,
+        *,
+        skip_first: int = 0,
+        bos: Bos = "auto",
+    ) -> None:
         self._tokenizer, self._context, self._rows, self._spans = tokenizer, context, rows, spans
+        self._skip_first, self._bos = skip_first, bos
 
     def windows(self, documents: Sequence[Document], first: int) -> list[list[Window]]:
         found = self._cut(documents, first)
@@ -227,7 +247,17 @@ class TextCutter(Cutter[Document]):
     def _cut(self, documents: Sequence[Document], first: int) -> list[list[Window]]:
         texts = [document.text for document in documents]
         try:
-            return windows_of(texts, first, self._tokenizer, self._context, self._spans)
+            return windows_of(
+                texts,
+                first,
+                self._tokenizer,
+                self._context,
+                self._spans,
+                skip_first=self._skip_first,
+                bos=self._bos,
+            )
+        except ApportionError:
+            raise
         except Exception as error:  # the Rust part of tokenizers raises its own family
             if len(documents) > 1:  # one by one, to name it
                 return [own for at, document in enumerate(documents) for own in self._cut([document], first + at)]
@@ -238,7 +268,14 @@ class TextCutter(Cutter[Document]):
 
 
 def windows_of(
-    texts: Sequence[str], first: int, tokenizer: Any, context: int, spans: bool = False
+    texts: Sequence[str],
+    first: int,
+    tokenizer: Any,
+    context: int,
+    spans: bool = False,
+    *,
+    skip_first: int = 0,
+    bos: Bos = "auto",
 ) -> list[list[Window]]:
     """The contexts of each text that keep at least one token.
 
@@ -246,31 +283,54 @@ def windows_of(
         texts: of documents ``first``, ``first + 1`` and so on.
         context: most tokens in a window, special tokens included.
         spans: whether windows say which characters they cover.
+        skip_first: leave out the first so many positions of each context, special tokens included, as special
+            tokens are.
+        bos: whether a context begins with the token that begins a text: as the tokenizer does it ("auto"),
+            always ("yes"), or never ("no", of what the tokenizer adds).
     """
+    frame = frame_of(tokenizer, bos)
+    special = np.array(sorted(tokenizer.all_special_ids), np.int64)
     encoded = tokenizer(
         list(texts),
-        truncation=True,
-        max_length=context,
-        return_overflowing_tokens=True,
+        add_special_tokens=False,
+        truncation=False,
+        padding=False,
         return_attention_mask=False,
         return_token_type_ids=False,
         return_offsets_mapping=spans,
+        verbose=False,  # a text may be longer than the model reads at once
     )
-    special = np.array(sorted(tokenizer.all_special_ids), np.int64)
-    result: list[list[Window]] = [[] for _ in texts]
-    taken = [0] * len(texts)
-    for number, (ids, sample) in enumerate(
-        zip(encoded["input_ids"], encoded["overflow_to_sample_mapping"], strict=True)
-    ):
-        array = np.array(ids, np.int32)
-        keep = ~np.isin(array, special)
-        if keep.any():
-            span = _span(encoded["offset_mapping"][number], keep) if spans else None
-            result[sample].append(Window(array, keep, first + sample, taken[sample], span=span))
-            taken[sample] += int(keep.sum())
+    result: list[list[Window]] = []
+    for number, ids in enumerate(encoded["input_ids"], first):
+        offsets = np.array(encoded["offset_mapping"][number - first]) if spans else None
+        result.append(
+            list(_windows(np.array(ids, np.int32), offsets, number, frame, context, skip_first, special))
+        )
     return result
 
 
-def _span(offsets: Sequence[tuple[int, int]], keep: NDArray[np.bool_]) -> tuple[int, int]:
-    kept = np.array(offsets)[keep]
+def _windows(
+    tokens: NDArray[np.int32],
+    offsets: NDArray[np.int64] | None,
+    document: int,
+    frame: Frame,
+    context: int,
+    skip_first: int,
+    special: NDArray[np.int64],
+) -> Iterator[Window]:
+    """The windows of the text's ``tokens`` [n], whose characters are ``offsets`` [n, 2]."""
+    room, taken = context - frame.size, 0
+    for at in range(0, len(tokens), room):
+        own = tokens[at : at + room]
+        ids = frame.around(own)
+        keep = ~np.isin(ids, special)
+        keep[:skip_first] = False
+        if keep.any():
+            lead = len(ids) - len(own) - len(frame.after)
+            span = None if offsets is None else _span(offsets[at : at + room][keep[lead : lead + len(own)]])
+            yield Window(ids, keep, document, taken, span=span)
+            taken += int(keep.sum())
+
+
+def _span(kept: NDArray[np.int64]) -> tuple[int, int]:
     return int(kept[:, 0].min()), int(kept[:, 1].max())

@@ -46,13 +46,13 @@ class Item:
 
 
 class ItemCutter(Cutter[Item]):
-    """One context per item; the positions that ``keep_mask`` keeps give its rows.
+    """One context per item; the positions that ``keep_mask`` keeps, from ``skip_first`` on, give its rows.
 
     How many positions there are is found out by one small forward pass for every new shape of inputs.
     """
 
-    def __init__(self, loaded: LoadedModel, modules: Sequence[str]) -> None:
-        self._loaded, self._modules = loaded, modules
+    def __init__(self, loaded: LoadedModel, modules: Sequence[str], skip_first: int = 0) -> None:
+        self._loaded, self._modules, self._skip_first = loaded, modules, skip_first
         self._special = getattr(loaded.tokenizer, "all_special_ids", ())
         self._known: dict[object, int] = {}
 
@@ -72,6 +72,7 @@ class ItemCutter(Cutter[Item]):
                 f"item {item.id!r} has {len(keep)} tokens and {self._modules[0]!r} gives {positions} positions; "
                 "expected one position per token: choose another module"
             )
+        keep = keep & (np.arange(positions) >= self._skip_first)
         return [Window(blank.ids, keep, number, 0, inputs)] if keep.any() else []
 
 

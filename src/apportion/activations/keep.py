@@ -97,15 +97,13 @@ def policy(
     bound: float | None,
     left_out: int | None = None,
     keep_outliers: bool = False,
-    skip_first: int = 0,
-    bos: str = "auto",
 ) -> dict[str, Any]:
-    """The JSON that says which tokens take part, for a source's ``describe`` and an SAE's metadata.
+    """The JSON that says which captured tokens take part, for ``describe`` and an SAE's metadata.
 
     Args:
         left_out: rows of the source that take no part, where that is known.
     """
-    told: dict[str, Any] = {"skip_first": skip_first, "bos": bos, "outliers": outliers, "norm_bound": bound}
+    told: dict[str, Any] = {"outliers": outliers, "norm_bound": bound}
     if left_out is not None:
         told["left_out"] = left_out
     return told | ({"keep_outliers": True} if keep_outliers else {})
@@ -123,9 +121,9 @@ def check_policy(trained: Mapping[str, Any], here: Mapping[str, Any], name: str)
     """
     old, new = trained.get("tokens") or {}, here.get("tokens") or {}
     changed = [
-        f"{key} = {old.get(key, usual)!r} and here {new.get(key, usual)!r}"
+        f"{key} = {trained.get(key, usual)!r} and here {here.get(key, usual)!r}"
         for key, usual in (("skip_first", 0), ("bos", "auto"))
-        if old.get(key, usual) != new.get(key, usual)
+        if trained.get(key, usual) != here.get(key, usual)
     ]
     if _multiple(old) != _multiple(new) and (_leaves_out(old) or _leaves_out(new)):
         changed.append(f"outliers = {_multiple(old)} and here {_multiple(new)}")

@@ -15,6 +15,7 @@ from ..errors import InvalidConfig, InvalidInput
 from .capture import resolve_module
 from .contexts import Contexts, Cutter, Window, batch_windows
 from .extract import extract_rows, row_columns
+from .frame import Bos, cut_otherwise
 from .items import Item
 from .keep import MEDIAN_ROWS, OUTLIERS, LeftOut, beyond, check_outliers, norm_bound, policy
 from .models import LoadedModel, load_model
@@ -37,7 +38,7 @@ class LiveSource(Source):
 
     Args:
         documents: as ``load_documents`` returns them, or items of tensors.
-        context, batch_size: as for ``capture_to_store``.
+        context, batch_size, skip_first, bos: as for ``capture_to_store``.
         outliers: rows whose norm is above so many times the median of the first rows, over the documents in
             order, take no part; None keeps all.
         heldout, split_seed, buffer_rows: as for ``StoreSource``.
@@ -59,6 +60,8 @@ class LiveSource(Source):
         heldout: float = 0.2,
         split_seed: int = 0,
         buffer_rows: int = 65_536,
+        skip_first: int = 0,
+        bos: Bos = "auto",
     ) -> None:
         if batch_size < 1 or buffer_rows < 1:
             raise InvalidConfig(
@@ -67,9 +70,10 @@ class LiveSource(Source):
         loaded = load_model(model) if isinstance(model, str) else model
         resolve_module(loaded.model, module)
         self._tensors = bool(documents) and isinstance(documents[0], Item)
-        cutter = cutter_of(loaded, [module], context, self._tensors)
+        cutter = cutter_of(loaded, [module], context, self._tensors, skip_first=skip_first, bos=bos)
         self.documents = [document.id for document in documents]
-        self._settings = {"context": context, "heldout": heldout, "split_seed": split_seed}
+        self._settings: dict[str, Any] = {"context": context, "heldout": heldout, "split_seed": split_seed}
+        self._settings |= cut_otherwise(skip_first, bos)
         self.module, self._model = module, loaded.name
         self._parts = parts_of(self.documents, heldout, split_seed)
         train = np.flatnonzero(in_part(self._parts, "train"))

@@ -12,6 +12,7 @@ from ..config import Config
 from ..errors import CorruptStore, InvalidConfig, InvalidInput, StorageFailure
 from ..files import seal
 from .files import Folder
+from .frame import Bos
 
 FORMAT: Literal["apportion-store"] = "apportion-store"
 VERSION = 1
@@ -29,6 +30,8 @@ class CaptureSettings(Config):
         shard_rows: most rows in a shard; a shard holds whole contexts.
         max_rows: the store ends after that many rows.
         outliers: rows whose norm is above so many times the median are marked; None marks none.
+        skip_first: the first so many positions of every context are left out, special tokens included.
+        bos: whether contexts begin with the token that begins a text: as the tokenizer does it, always, never.
         inputs: what the model was fed: windows of a text's tokens, or tensors as they were given.
         data: where the documents come from, in the words of whoever captured.
     """
@@ -41,6 +44,8 @@ class CaptureSettings(Config):
     shard_rows: int = Field(default=65_536, ge=1)
     max_rows: int | None = Field(default=None, ge=1)
     outliers: float | None = None
+    skip_first: int = Field(default=0, ge=0)
+    bos: Bos = "auto"
     inputs: Literal["text", "tensors"] = "text"
     data: JsonValue = None
 

@@ -162,7 +162,7 @@ def _quiet(transformers: Any) -> Iterator[None]:
     logging = transformers.utils.logging
     shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     # The bar of GGUF files heeds no setting.
-    gguf = importlib.import_module("transformers.modeling_gguf_pytorch_utils")
+    gguf: Any = importlib.import_module("transformers.modeling_gguf_pytorch_utils")
     bar = gguf.tqdm
     logging.disable_progress_bar()
     logging.set_verbosity(logging.CRITICAL)

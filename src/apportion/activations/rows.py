@@ -14,6 +14,7 @@ from torch import Tensor
 from ..errors import InvalidInput
 from .contexts import Contexts, batch_windows
 from .files import Folder
+from .frame import cut_otherwise
 from .keep import MEDIAN_ROWS, OUTLIERS, LeftOut, beyond, check_outliers, norm_bound, policy
 from .manifest import Manifest
 from .reading import StoreReader
@@ -164,7 +165,7 @@ class StoreSource(SplitSource):
 
     def describe(self) -> dict[str, Any]:
         settings = self.manifest.settings
-        rows = {"last_only": True} if self._last_only else {}
+        rows: dict[str, Any] = {"last_only": True} if self._last_only else {}
         return rows | {
             "kind": "store",
             "path": self._path,
@@ -179,6 +180,7 @@ class StoreSource(SplitSource):
             "data": settings.data,
             "heldout": self._heldout,
             "split_seed": self._seed,
+            **cut_otherwise(settings.skip_first, settings.bos),
             **self._tokens(),
         }
 

@@ -22,6 +22,7 @@ from .capture import resolve_module
 from .contexts import Cutter, TextCutter, check_context, embedding_rows
 from .extract import extract_rows, row_columns
 from .files import Folder
+from .frame import Bos
 from .items import Item, ItemCutter
 from .keep import MEDIAN_ROWS, OUTLIERS, beyond, check_outliers, norm_bound
 from .manifest import (
@@ -57,6 +58,8 @@ def capture_to_store(
     shard_rows: int = 65_536,
     max_rows: int | None = None,
     outliers: float | None = OUTLIERS,
+    skip_first: int = 0,
+    bos: Bos = "auto",
     progress: bool = False,
     data_description: Any = None,
 ) -> Manifest:
@@ -76,6 +79,10 @@ def capture_to_store(
         max_rows: end after exactly this many rows.
         outliers: mark rows whose norm is above so many times the median of their module's first rows; sources
             leave them out. None marks none.
+        skip_first: leave out the first so many positions of every context (special tokens count), whose states
+            are often unlike all others.
+        bos: whether a context begins with the token that begins a text (BOS): as the tokenizer does it, "yes"
+            for always, "no" for never. It takes a place of the context and is never stored.
         progress: show a bar on standard error.
         data_description: JSON that says where the documents come from.
 
@@ -88,7 +95,7 @@ def capture_to_store(
     given = {"context": context, "batch_size": batch_size, "dtype": dtype, "shard_rows": shard_rows}
     name = model if isinstance(model, str) else model.name
     given |= {"model": spelled(name), "modules": names, "max_rows": max_rows, "data": data_description}
-    given |= {"outliers": check_outliers(outliers)}
+    given |= {"outliers": check_outliers(outliers), "skip_first": skip_first, "bos": bos}
     stream = iter(documents)
     head = list(itertools.islice(stream, 1))
     tensors = bool(head) and isinstance(head[0], Item)
@@ -98,7 +105,7 @@ def capture_to_store(
     loaded = load_model(model) if isinstance(model, str) else model
     for path in settings.modules:
         resolve_module(loaded.model, path)
-    cutter = cutter_of(loaded, settings.modules, context, tensors)
+    cutter = cutter_of(loaded, settings.modules, context, tensors, skip_first=skip_first, bos=bos)
     folder = Folder(out)
     folder.create()
     plan = Plan(settings, loaded.tokenizer, itertools.chain(head, stream), cutter)
@@ -113,15 +120,26 @@ def capture_to_store(
         return _run(loaded, plan, _begin(folder, settings), folder, bar)
 
 
-def cutter_of(loaded: LoadedModel, modules: Sequence[str], context: int, tensors: bool) -> Cutter[Any]:
+def cutter_of(
+    loaded: LoadedModel,
+    modules: Sequence[str],
+    context: int,
+    tensors: bool,
+    *,
+    skip_first: int = 0,
+    bos: Bos = "auto",
+) -> Cutter[Any]:
     """What makes contexts for ``loaded``: of items if ``tensors``, else of texts.
 
-    Raises as ``check_context`` does.
+    Raises as ``check_context`` does, and ``InvalidConfig`` for a ``bos`` of tensors.
     """
     if tensors:
-        return ItemCutter(loaded, modules)
-    check_context(loaded.model, loaded.tokenizer, context)
-    return TextCutter(loaded.tokenizer, context, embedding_rows(loaded.model))
+        if bos != "auto":
+            raise InvalidConfig(f"bos = {bos!r} is about texts, and the inputs are tensors; leave it at auto")
+        return ItemCutter(loaded, modules, skip_first)
+    check_context(loaded.model, loaded.tokenizer, context, skip_first=skip_first, bos=bos, name=loaded.name)
+    rows = embedding_rows(loaded.model)
+    return TextCutter(loaded.tokenizer, context, rows, skip_first=skip_first, bos=bos)
 
 
 def _begin(folder: Folder, settings: CaptureSettings) -> Progress:
@@ -186,7 +204,10 @@ def _run(loaded: LoadedModel, plan: Plan, done: Progress, folder: Folder, bar: A
         if pending is not None:
             done = pending.result()
     if not done.shards:
-        raise InvalidInput(f"the {plan.documents} documents hold no token to capture; give documents with text")
+        beyond = f" beyond the first {settings.skip_first} of each context" if settings.skip_first else ""
+        raise InvalidInput(
+            f"the {plan.documents} documents hold no token to capture{beyond}; give documents with (longer) text"
+        )
     manifest = Manifest(
         model=settings.model,
         modules=done.widths,

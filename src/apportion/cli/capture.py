@@ -32,6 +32,10 @@ class Capture:
     """Contexts per forward pass."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """Type of the stored activations."""
+    skip_first: int = 0
+    """Leave out the first so many positions of every context, special tokens included."""
+    bos: Literal["auto", "yes", "no"] = "auto"
+    """Whether every context begins with the token that begins a text: as the tokenizer does it, or yes, or no."""
     max_rows: int | None = None
     """Stop after that many tokens."""
     outliers: float | None = 10.0
@@ -54,6 +58,8 @@ class Capture:
             dtype=self.dtype,
             max_rows=self.max_rows,
             outliers=self.outliers,
+            skip_first=self.skip_first,
+            bos=self.bos,
             progress=on_terminal(),
             data_description={"data": self.data, "text_field": self.text_field},
         )

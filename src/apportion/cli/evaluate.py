@@ -16,6 +16,7 @@ from ..downstream import Downstream, fewer
 from ..errors import InvalidInput
 from ..evaluate import evaluate
 from ..io import load_sae
+from ..metrics import dominated
 from ..sae import SAE
 from .output import import_plugins, on_terminal, say, show
 
@@ -75,6 +76,8 @@ class Evaluate:
         show(rows, self.json, [*TABLE, *further])
         for row in rows:
             _warn_if_cut(row)
+            if sentence := dominated(row["variance_in_top_percent"]):
+                say(f"{row['run']}: {sentence}")
         for sentence in dict.fromkeys(remarks):
             say(sentence)
         return 0

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from ..errors import ApportionError, BudgetMissed, InvalidConfig, UnknownName
+from ..errors import ApportionError, ApportionWarning, InvalidConfig, UnknownName
 
 
 def show(rows: Sequence[Mapping[str, Any]], as_json: bool, columns: Sequence[str] | None = None) -> None:
@@ -60,13 +60,13 @@ def warnings_said() -> Iterator[None]:
             file: TextIO | None = None,
             line: str | None = None,
         ) -> None:
-            if issubclass(category, BudgetMissed):
+            if issubclass(category, ApportionWarning):
                 say(str(message))
             else:
                 others(message, category, filename, lineno, file, line)
 
         warnings.showwarning = show_one
-        warnings.simplefilter("always", BudgetMissed)
+        warnings.simplefilter("always", ApportionWarning)
         yield
 
 

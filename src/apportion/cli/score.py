@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from ..activations import iter_documents, load_model
 from ..activations.contexts import TextCutter, check_context, most_positions
+from ..activations.frame import cut_otherwise
 from ..activations.store import cutter_of
 from ..activations.texts import Document
 from ..complexity import (
@@ -77,6 +78,10 @@ class Score:
     """Score contexts of so many tokens, as a capture with --tokenizer cuts them, instead of documents."""
     tokenizer: str | None = None
     """Model whose contexts to score."""
+    skip_first: int = 0
+    """Leave out the first so many positions of every context, as a capture with the same option does."""
+    bos: Literal["auto", "yes", "no"] = "auto"
+    """Whether every context begins with the token that begins a text, as for the capture."""
     limit: int | None = None
     """Score only the first so many documents."""
     probe: bool = False
@@ -123,7 +128,8 @@ class Score:
             direction=1 if scorer.direction > 0 else -1,
             settings=scorer.settings(),
             data={"data": self.data, "text_field": self.text_field}
-            | ({"context": self.context, "tokenizer": self.tokenizer} if self.context else {}),
+            | ({"context": self.context, "tokenizer": self.tokenizer} if self.context else {})
+            | cut_otherwise(self.skip_first, self.bos),
         )
         return save_scores(out, header, done)
 
@@ -166,8 +172,9 @@ class Score:
         if self.context is None or self.tokenizer is None:
             raise InvalidConfig("--context and --tokenizer belong together; give both, as for the capture")
         loaded = load_model(self.tokenizer)
-        check_context(loaded.model, loaded.tokenizer, self.context)
-        cutter = TextCutter(loaded.tokenizer, self.context, spans=True)
+        cut: dict[str, Any] = {"skip_first": self.skip_first, "bos": self.bos}
+        check_context(loaded.model, loaded.tokenizer, self.context, name=self.tokenizer, **cut)
+        cutter = TextCutter(loaded.tokenizer, self.context, spans=True, **cut)
         texts = []
         for document in documents:
             for window in cutter.windows([document], 0)[0]:
@@ -178,7 +185,9 @@ class Score:
     def _language_model(self, name: str, context: int | None) -> LanguageModel:
         loaded = load_model(name).to(self.device)
         length = context or min(most_positions(loaded.model) or LONGEST, LONGEST)
-        return LanguageModel(loaded, cutter_of(loaded, (), length, tensors=False), length)
+        skip = 0 if self.context else self.skip_first  # of contexts, it is gone already
+        cutter = cutter_of(loaded, (), length, tensors=False, skip_first=skip, bos=self.bos)
+        return LanguageModel(loaded, cutter, length)
 
     def _score(self, scorer: Scorer, texts: Sequence[Text]) -> list[Scored]:
         with contextlib.closing(scorer.score(texts)) as running:
