@@ -14,7 +14,7 @@ LAYERS: dict[str, int] = {
     **dict.fromkeys(
         ("errors", "clock", "schedules", "world", "config", "files", "workspace", "spans", "_folder"), 0
     ),
-    **dict.fromkeys(("code", "affinities", "trace", "intervention", "ops"), 10),
+    **dict.fromkeys(("code", "affinities", "trace", "intervention", "ops", "transforms"), 10),
     **dict.fromkeys(("firing", "budgets", "allocators"), 20),
     "sae": 30,
     **dict.fromkeys(("objectives", "metrics", "io"), 40),

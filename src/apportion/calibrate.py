@@ -78,7 +78,7 @@ def fit(sae: SAE, blocks: Callable[[], Iterator[Tensor]], k: float) -> tuple[SAE
         return fitted, calibration
     rule, lift = lowered[0], typical - lowered[1]
     lifted = _raised(sae, lift).with_allocator(rule)
-    spent = measured(rule, lambda: ((lifted.survey(x), x) for x in blocks()), k)
+    spent = measured(rule, lambda: map(lifted.surveyed, blocks()), k)
     return lifted, replace(spent, lift=lift, extra=ample.extra)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,6 +13,22 @@ from torch import Tensor
 from .errors import InvalidInput
 from .ops.positive import positive_in_columns, positive_in_rows
 from .ops.spmm import offsets_of, rows_of
+
+
+class Undo(NamedTuple):
+    """What brings the reconstruction of tokens back that were transformed one by one: x̂ = gain · x̂' + shift.
+
+    Attributes:
+        gain: [n], at least 0.
+        shift: [n], added to every coordinate.
+    """
+
+    gain: Tensor
+    shift: Tensor
+
+    def __call__(self, x_hat: Tensor) -> Tensor:
+        """``x_hat [n, d_in]`` of the transformed tokens, brought back."""
+        return x_hat * self.gain[:, None] + self.shift[:, None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +44,7 @@ class Code:
         offsets: [n + 1] int64.
         d_sae: number of features.
         shape: the leading shape of the input, with product n; ``(n,)`` for ``x [n, d_in]``.
+        undo: what brings the reconstruction back, where the SAE transforms tokens one by one; else None.
     """
 
     values: Tensor
@@ -34,6 +52,7 @@ class Code:
     offsets: Tensor
     d_sae: int
     shape: tuple[int, ...]
+    undo: Undo | None = None
 
     @classmethod
     def from_pairs(cls, rows: Tensor, features: Tensor, values: Tensor, n: int, d_sae: int) -> Code:
@@ -108,7 +127,7 @@ class Code:
         keep[chosen.long()] = True
         kept = keep[self.indices]
         smaller = Code.from_pairs(self.rows[kept], self.indices[kept], self.values[kept], self.n, self.d_sae)
-        return smaller.reshape(self.shape)
+        return replace(smaller, shape=self.shape, undo=self.undo)
 
     def edited(self, rows: Tensor, features: Tensor, values: Tensor) -> Code:
         """The same code with other values at some pairs, whether it has an entry there or not; 0 takes one out.
@@ -122,7 +141,7 @@ class Code:
         pairs, order = torch.cat([old[kept], fresh[added]]).sort()
         merged = torch.cat([self.values[kept], values[added].to(self.values.dtype)])[order]
         code = Code.from_pairs(pairs // self.d_sae, pairs % self.d_sae, merged, self.n, self.d_sae)
-        return code.reshape(self.shape)
+        return replace(code, shape=self.shape, undo=self.undo)
 
     def clamped(self, feature: int, value: float) -> Code:
         """The same code with ``feature`` at ``value`` for every token; 0 takes it out. No other entry changes.
@@ -154,6 +173,10 @@ class Code:
     def with_values(self, values: Tensor) -> Code:
         """The same entries with other ``values [nnz]``."""
         return replace(self, values=values)
+
+    def undone_by(self, undo: Undo | None) -> Code:
+        """The same code of tokens whose reconstruction ``undo`` brings back."""
+        return self if undo is None else replace(self, undo=undo)
 
     def detach(self) -> Code:
         """The same code, cut from the graph."""

@@ -45,6 +45,8 @@ class Readable(Protocol):
 
     def read(self, x: Tensor, /) -> Trace: ...
 
+    def restored(self, trace: Trace, /) -> Tensor: ...
+
 
 @runtime_checkable
 class InOrder(Readable, Protocol):
@@ -53,6 +55,8 @@ class InOrder(Readable, Protocol):
     def order(self, trace: Trace, k: int, /) -> Ordered: ...
 
     def dictionary(self) -> Dictionary: ...
+
+    def without_features(self) -> Tensor: ...
 
 
 _Reading: TypeAlias = tuple[Code, Tensor, Trace | None]
@@ -231,7 +235,7 @@ def _on_the_rest(sae: Codec, blocks: Iterable[Batch], mean: Tensor) -> dict[str,
 def _read(sae: Codec, x: Tensor) -> _Reading:
     if isinstance(sae, Readable):
         trace = sae.read(x)
-        return trace.code, trace.x_hat, trace
+        return trace.code, sae.restored(trace), trace
     code = sae.encode(x)
     return code, sae.decode(code), None
 
@@ -246,7 +250,7 @@ def _order(sae: Codec, k_max: int | None, metrics: list[Metric]) -> Callable[[Tr
             "leave the oracle out or pass an SAE"
         )
     dictionary = sae.dictionary()
-    weights = dictionary.W_dec, dictionary.b_dec
+    weights = dictionary.W_dec, sae.without_features()
     metrics += [Oracle(*weights), MonotonicImportance(*weights, most=IMPORTANCE_ROWS)]
     return lambda trace: sae.order(trace, k_max)
 

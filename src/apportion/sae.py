@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from .affinities import WHOLE, Affinities, EncoderConfig, Ordered, affinities_of
 from .allocators.base import Allocator, AllocatorConfig, Calibration
 from .clock import END, Clock
-from .code import Code
+from .code import Code, Undo
 from .config import Config, Open
 from .errors import InvalidInput, NonFiniteActivations
 from .intervention import Intervention, OnBudget, check_intervention, clamped_at_k
 from .spans import span
 from .trace import Dictionary, Trace
+from .transforms import NoTransformConfig, Transform, TransformConfig
 from .workspace import Workspace
 from .world import SOLO, World
 
@@ -31,11 +32,13 @@ class SAEConfig(Config):
         d_in: width of an activation.
         d_sae: number of features.
         allocator: the rule, with its budget k.
+        transform: what activations go through before the dictionary sees them.
     """
 
     d_in: int = Field(gt=0)
     d_sae: int = Field(gt=0)
     allocator: Open[AllocatorConfig]
+    transform: Open[TransformConfig] = NoTransformConfig()
 
     @model_validator(mode="after")
     def _k_fits(self) -> SAEConfig:
@@ -69,6 +72,7 @@ class SAE(nn.Module):
         self.W_dec = nn.Parameter(torch.zeros(config.d_sae, config.d_in, dtype=torch.float32, device=cpu))
         self.b_dec = nn.Parameter(torch.zeros(config.d_in, dtype=torch.float32, device=cpu))
         self.allocator: Allocator = config.allocator.build(d_in=config.d_in, d_sae=config.d_sae)
+        self.transform: Transform = config.transform.build(config.d_in)
         with torch.no_grad():
             self.encoder.weight.zero_()
             self.encoder.bias.zero_()
@@ -146,13 +150,14 @@ class SAE(nn.Module):
         if x.dtype != self.dtype:
             raise InvalidInput(f"activations are {x.dtype}, parameters {self.dtype}; convert one of them")
         dictionary = self.dictionary(accumulate=accumulate)
+        x, undo = self.transform(x)
         pre = affinities_of(x, dictionary, encoder, clock=clock, world=world, workspace=workspace)
         with torch.autocast(x.device.type, enabled=False):
             with span("allocate"):
                 code, notes, penalty = self.allocator(pre, x, clock)
             with span("decode"):
                 x_hat = dictionary.decode(code)
-        return Trace(x, target, pre, code, notes, x_hat, clock, penalty)
+        return Trace(x, target, pre, code.undone_by(undo), notes, x_hat, clock, penalty)
 
     def encode(self, x: Tensor) -> Code:
         """Sparse code of ``x [..., d_in]``, any float dtype.
@@ -164,17 +169,35 @@ class SAE(nn.Module):
             NonFiniteActivations: ``x`` has NaN or infinite entries.
         """
         self._check(x)
-        _, code, _ = self._allocate(x.reshape(-1, self.d_in).to(self.dtype))
+        _, code, _ = self._allocate(*self._transformed(x.reshape(-1, self.d_in).to(self.dtype)))
         return code.reshape(x.shape[:-1])
 
-    def decode(self, code: Code) -> Tensor:
-        """Reconstruction ``[..., d_in]`` of a code with leading shape ``...``."""
+    def decode(self, code: Code, *, like: Tensor | None = None) -> Tensor:
+        """Reconstruction ``[..., d_in]`` of a code with leading shape ``...``.
+
+        Args:
+            like: [..., d_in] the tokens whose size the reconstruction is to have, for a code that was made by
+                hand and an SAE that transforms tokens one by one; what ``encode`` returns knows its tokens.
+
+        Raises:
+            InvalidInput: the code is of another SAE, or does not know the sizes of its tokens.
+        """
         if not isinstance(code, Code):
             raise InvalidInput(f"a {type(code).__name__} is no Code; pass what encode returned")
         if code.d_sae != self.d_sae:
             raise InvalidInput(f"the code has {code.d_sae} features, the SAE {self.d_sae}; use its own SAE")
+        undo = code.undo
+        if like is not None:
+            self._check(like)
+            undo = self.transform(like.reshape(-1, self.d_in).to(self.dtype))[1]
+        if self.transform.per_token and (undo is None or len(undo.gain) != code.n):
+            raise InvalidInput(
+                f"this SAE transforms every token by itself ({type(self.transform).__name__}), and the code does "
+                "not know its tokens; decode what encode returned, or give the tokens as like=x"
+            )
         with torch.autocast(self.device.type, enabled=False):
-            return self.dictionary().decode(code).reshape(*code.shape, self.d_in)
+            x_hat = self.transform.restore(self.dictionary().decode(code), undo)
+            return x_hat.reshape(*code.shape, self.d_in)
 
     def forward(self, x: Tensor) -> Tensor:
         """Reconstruction of ``x [..., d_in]``."""
@@ -183,12 +206,23 @@ class SAE(nn.Module):
     def read(self, x: Tensor) -> Trace:
         """What ``encode`` and ``decode`` give for ``x [n, d_in]``, any float dtype, and the affinities behind it.
 
+        The trace is in the dictionary's own space; ``sae.restored(trace)`` is what ``decode`` gives.
+
         Raises: as ``encode``.
         """
         self._check(x)
-        x = x.to(self.dtype)
-        pre, code, notes = self._allocate(x)
-        return Trace(x, None, pre, code, notes, self.decode(code), END)
+        x, undo = self._transformed(x.to(self.dtype))
+        pre, code, notes = self._allocate(x, undo)
+        with torch.autocast(self.device.type, enabled=False):
+            return Trace(x, None, pre, code, notes, self.dictionary().decode(code), END)
+
+    def without_features(self) -> Tensor:
+        """[d_in] what a token without a feature is decoded to, before anything of its own is undone."""
+        return self.transform.restore(self.b_dec[None], None)[0]
+
+    def restored(self, trace: Trace) -> Tensor:
+        """[n, d_in] the reconstruction of a trace that ``read`` gave, in the space of the activations."""
+        return self.transform.restore(trace.x_hat, trace.code.undo)
 
     @torch.no_grad()
     def order(self, trace: Trace, k: int) -> Ordered:
@@ -230,7 +264,8 @@ class SAE(nn.Module):
         """
         place, value = check_intervention(feature, value, k, self.d_sae)
         self._check(x)
-        trace = self.read(x.reshape(-1, self.d_in))
+        flat = x.reshape(-1, self.d_in).to(self.dtype)
+        trace = self.read(flat)
         if k == "recompute":
             code = trace.code.clamped(place, value)
         elif self.allocator.couples_rows:
@@ -242,7 +277,7 @@ class SAE(nn.Module):
             code = clamped_at_k(trace.code, self.order(trace, most + 1), place, value)
         x_hat = self.decode(code)
         if error:
-            x_hat = trace.x + (x_hat - trace.x_hat)  # to the bit x where the codes are equal
+            x_hat = flat + (x_hat - self.restored(trace))  # to the bit x where the codes are equal
         return Intervention(x_hat.reshape(x.shape), code.reshape(x.shape[:-1]))
 
     def freeze(self) -> SAE:
@@ -291,19 +326,25 @@ class SAE(nn.Module):
         if not 0 < k <= self.d_sae:
             raise InvalidInput(f"k = {k:g} must be above 0 and at most d_sae = {self.d_sae}; choose another")
         rule = self.allocator.freeze().to(self.device)
-        fitted = rule.calibrate(lambda: ((self.survey(x), x) for x in blocks()), k)
+        fitted = rule.calibrate(lambda: map(self.surveyed, blocks()), k)
         return self.with_allocator(fitted.allocator), fitted
 
     @torch.no_grad()
     def fold(self, scale: float) -> SAE:
         """A copy that takes raw inputs, where this one takes inputs times ``scale``.
 
-        With a power of two the codes agree to the bit, up to ``scale``.
+        A transform that is the same for all tokens becomes part of the decoder's bias. With a power of two, and
+        without such a transform, the codes agree to the bit, up to ``scale``.
         """
+        left = self.transform.fold(scale)
         folded = copy.deepcopy(self)
-        folded.encoder.bias.div_(scale)
-        folded.b_dec.div_(scale)
-        folded.allocator.fold(scale)
+        folded.config = self.config.model_copy(update={"transform": left.config})
+        folded.transform = left.config.build(self.d_in).to(self.device)
+        folded.encoder.bias.div_(left.scale)
+        folded.b_dec.div_(left.scale)
+        folded.allocator.fold(left.scale)
+        if left.shift is not None:
+            folded.b_dec.add_(left.shift)
         return folded
 
     def _with(self, config: SAEConfig, allocator: Allocator, metadata: dict[str, Any]) -> SAE:
@@ -311,6 +352,7 @@ class SAE(nn.Module):
         other = SAE(config, metadata)
         other.allocator = allocator
         other.to(device=self.device, dtype=self.dtype)
+        other.transform.load_state_dict(self.transform.state_dict())
         with torch.no_grad():
             for mine, theirs in zip(self._own(), other._own(), strict=True):
                 theirs.copy_(mine[: len(theirs)])
@@ -331,19 +373,31 @@ class SAE(nn.Module):
     @torch.no_grad()
     def survey(self, x: Tensor) -> Affinities:
         """The affinities of ``x [n, d_in]``, in the SAE's own scale, without allocating anything."""
-        return affinities_of(x.to(self.dtype), self.dictionary())
+        return self.surveyed(x)[0]
 
-    def _allocate(self, x: Tensor) -> tuple[Affinities, Code, Mapping[str, Tensor]]:
-        """The rule's answer at inference for ``x [n, d_in]`` in the SAE's dtype."""
+    @torch.no_grad()
+    def surveyed(self, x: Tensor) -> tuple[Affinities, Tensor]:
+        """The same, and ``x`` as the dictionary sees it: what a rule is calibrated on."""
+        x, _ = self.transform(x.to(self.dtype))
+        return affinities_of(x, self.dictionary()), x
+
+    def _transformed(self, x: Tensor) -> tuple[Tensor, Undo | None]:
+        """Finite ``x [n, d_in]`` of the SAE's dtype as the dictionary sees it, and what undoes that."""
         if not torch.isfinite(x).all():
             row = int((~torch.isfinite(x).all(1)).nonzero()[0])
             raise NonFiniteActivations(f"row {row} of the activations is not finite; drop or repair such rows")
+        with torch.autocast(x.device.type, enabled=False):
+            found: tuple[Tensor, Undo | None] = self.transform(x)
+        return found
+
+    def _allocate(self, x: Tensor, undo: Undo | None) -> tuple[Affinities, Code, Mapping[str, Tensor]]:
+        """The rule's answer at inference for transformed ``x [n, d_in]``, undone by ``undo``."""
         with torch.autocast(x.device.type, enabled=False):
             # Training may round as it likes; a frozen rule must not. Float64 needs no settling.
             settle = not self.allocator.couples_rows and x.dtype == torch.float32
             pre = affinities_of(x, self.dictionary(), settle=settle)
             code, notes, _ = self.allocator(pre, x, END)
-        return pre, code, notes
+        return pre, code.undone_by(undo), notes
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SAE:
         """Follow moves between devices, ignore conversions to a narrower dtype."""

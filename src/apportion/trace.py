@@ -123,12 +123,12 @@ class Trace:
     """One forward pass.
 
     Attributes:
-        x: [n, d_in] input, scaled.
+        x: [n, d_in] input, as the dictionary sees it: scaled and transformed.
         target: [n] or None, the number that came with each token.
         pre: the affinities, still open to questions until the weights move (see ``Allocator.revisits``).
         code: n tokens.
         notes: what the rule wants to say of itself (named scalars or [n] tensors).
-        x_hat: [n, d_in].
+        x_hat: [n, d_in], what the dictionary makes of the code; compared with ``x``.
         clock: when it happened.
         penalty: what the rule pays for sparsity, if it is held to k by a price.
     """

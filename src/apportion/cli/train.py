@@ -14,6 +14,7 @@ from ..complexity import load_scores
 from ..errors import InvalidConfig
 from ..recipes import Published, adjusted, find_recipe
 from ..training import RunConfig, TrainConfig, train, with_scores
+from ..transforms import TransformConfig
 from .output import import_plugins, integers_in, names_in, numbers_in, on_terminal, say, show
 
 
@@ -61,6 +62,9 @@ class Train:
     """Peak learning rate; 0.003 unless the recipe says otherwise."""
     precision: Literal["float32", "bf16"] | None = None
     """Of the encoder's product; float32 unless the recipe says otherwise."""
+    transform: str | None = None
+    """What activations go through before the dictionary: none, mean (the mean of the first batch is taken off),
+    layer_norm or unit (per token, undone after decoding); none unless the recipe says otherwise."""
     heldout: float = 0.2
     """Share of documents held out, half to calibrate and half to evaluate on."""
     calibrate_tokens: int | None = None
@@ -80,6 +84,8 @@ class Train:
 
     def run(self) -> int:
         import_plugins(self.plugin)
+        if self.transform is not None:
+            TransformConfig.lookup(self.transform)
         source = self._source()
         settings = self._settings()
         saes = train(
@@ -172,6 +178,8 @@ class Train:
             data["precision"] = self.precision
         if self.lr is not None:
             data["lr"]["peak"] = self.lr
+        if self.transform is not None:
+            data["sae"]["transform"] = {"kind": self.transform}
         config = RunConfig.parse(data, f"recipe {recipe}")
         return adjusted(config, recipe, self.set, names_in(self.recipe, "--recipe"))
 

@@ -40,6 +40,7 @@ def save_sae(sae: SAE, folder: str | Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     tensors = {"W_enc": sae.W_enc, "b_enc": sae.b_enc, "W_dec": sae.W_dec, "b_dec": sae.b_dec}
     tensors |= {f"allocator.{name}": value for name, value in sae.allocator.state_dict().items()}
+    tensors |= {f"transform.{name}": value for name, value in sae.transform.state_dict().items()}
     data = save({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
     description = {
         "format": FORMAT,

@@ -101,6 +101,15 @@ def wide(x: Tensor) -> Tensor:
     return x.detach().to(device, torch.float64)
 
 
+def without_bias(batch: MetricBatch, b_dec: Tensor) -> Tensor:
+    """[n, d_in] what the directions are to sum to: x less the part of x̂ that no feature makes.
+
+    Where tokens were transformed one by one, directions and ``b_dec [d_in]`` count times a token's own gain.
+    """
+    x, undo = batch.x.to(b_dec.dtype), batch.code.undo
+    return x - b_dec if undo is None else x - undo(b_dec.expand_as(x))
+
+
 def need_tokens(n: int) -> None:
     """Raises ``InvalidInput`` when ``n`` is 0."""
     if n == 0:

@@ -8,7 +8,7 @@ from torch import Tensor
 from ..code import Code
 from ..ops.above import Pairs
 from ..ops.select import rank_in_rows
-from .base import Json, Metric, MetricBatch
+from .base import Json, Metric, MetricBatch, without_bias
 
 _ENTRIES_AT_ONCE = 1 << 22  # of gathered directions
 
@@ -35,29 +35,31 @@ class MonotonicImportance(Metric):
 
     def update(self, batch: MetricBatch) -> None:
         step = max(_ENTRIES_AT_ONCE // max(self._W_dec.shape[1] * int(batch.code.counts().max()), 1), 1)
-        offsets = batch.code.offsets
+        offsets, target = batch.code.offsets, without_bias(batch, self._b_dec.to(self._W_dec.dtype))
+        undo = batch.code.undo
+        values = batch.code.values if undo is None else batch.code.values * undo.gain[batch.code.rows]
         last = batch.code.n if self._most is None else min(self._most, batch.code.n)
         for low in range(0, last, step):
             high = min(low + step, last)
             part = slice(int(offsets[low]), int(offsets[high]))
             code = batch.code
             few = Code(
-                code.values[part],
+                values[part],
                 code.indices[part],
                 offsets[low : high + 1] - offsets[low],
                 code.d_sae,
                 (high - low,),
             )
-            self._add(few, batch.x[low:high].to(self._W_dec.dtype))
+            self._add(few, target[low:high])
 
     def result(self) -> dict[str, Json]:
         alone, in_order = (float(total) / self._tokens if self._tokens else None for total in self._sums)
         return {"importance_alone": alone, "importance_in_order": in_order, "importance_tokens": self._tokens}
 
-    def _add(self, code: Code, x: Tensor) -> None:
+    def _add(self, code: Code, target: Tensor) -> None:
         pairs = Pairs(code.rows, code.indices)
         place = rank_in_rows(pairs, code.values, code.n)
-        gains = gains_of(code, place, x - self._b_dec, self._W_dec)
+        gains = gains_of(code, place, target, self._W_dec)
         counts = code.offsets.diff().double()
         enough = counts >= 3
         self._tokens += int(enough.sum())

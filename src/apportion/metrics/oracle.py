@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..errors import InvalidInput
 from ..ops.waterfill import Steps, best_k, buy, hull_steps, prefix_errors, thinned
-from .base import Json, Metric, MetricBatch, Moments, need_tokens, unexplained, wide
+from .base import Json, Metric, MetricBatch, Moments, need_tokens, unexplained, wide, without_bias
 from .correlation import spearman
 
 STEPS = 1 << 20
@@ -72,7 +72,9 @@ class Oracle(Metric):
         if batch.code.n == 0:
             return
         features, values = batch.order
-        target = batch.x.to(self._W_dec.dtype) - self._b_dec
+        target = without_bias(batch, self._b_dec.to(self._W_dec.dtype))
+        if (undo := batch.code.undo) is not None:
+            values = values * undo.gain[:, None]
         errors = wide(prefix_errors(target, self._W_dec, features, values)).cpu()
         counts = batch.code.counts().reshape(-1).cpu()
         within = counts.clamp(max=features.shape[1])

@@ -57,7 +57,11 @@ class Run:
 
     @torch.no_grad()
     def begin(self, b_dec: Tensor) -> None:
-        """Move the decoder's bias to where the data is, and let the rule start from the dictionary as it is."""
+        """Move the decoder's bias to where the data is, and let the rule start from the dictionary as it is.
+
+        Args:
+            b_dec: [d_in] the middle of the first batch, after the SAE's transform.
+        """
         self.sae.b_dec.copy_(b_dec)
         generator = torch.Generator().manual_seed(self.config.seed)
         self.sae.allocator.initialise(self.sae.dictionary(), generator)

@@ -157,9 +157,13 @@ class _Session:
         self.step += 1
 
     def _initialise(self, x: Tensor) -> None:
-        median = geometric_median(x)
+        medians: dict[str, Tensor] = {}
         for run in self.runs.values():
-            run.begin(median)
+            run.sae.transform.initialise(x)
+            kind = run.config.sae.transform.digest()
+            if kind not in medians:
+                medians[kind] = geometric_median(run.sae.transform(x)[0])
+            run.begin(medians[kind])
 
     def _log(self, name: str, run: Run, result: StepResult, tally: _Tally) -> None:
         losses = {key: float(value) for key, value in result.losses.items()}
