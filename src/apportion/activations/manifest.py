@@ -106,6 +106,7 @@ class Manifest(Config):
         documents: number of documents read, those without a captured token included.
         fingerprint: of these documents (ids, texts and targets, in order).
         targets: whether each row carries the target of its document.
+        left_out: records of the data that gave no document, by the reason.
     """
 
     format: Literal["apportion-store"] = FORMAT
@@ -117,6 +118,7 @@ class Manifest(Config):
     documents: int
     fingerprint: str
     targets: bool
+    left_out: dict[str, int] = Field(default_factory=dict)
     settings: CaptureSettings
     shards: tuple[ShardEntry, ...]
 

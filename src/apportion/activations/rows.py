@@ -107,6 +107,7 @@ class StoreSource(SplitSource):
         manifest: what the store says of itself.
         module: the module read.
         documents: the id of every document; ``Batch.document`` is an index into it.
+        digests: of every document's text, as ``Text.digest``; "" where the store of before has none.
         n_train: rows in the training part.
     """
 
@@ -127,7 +128,7 @@ class StoreSource(SplitSource):
         self._reader = StoreReader(Folder(path), module, verify)
         self.manifest: Manifest = self._reader.manifest
         self.module = self._reader.module
-        self.documents = self._reader.documents
+        self.documents, self.digests = self._reader.documents, self._reader.digests
         self._end = self.manifest.rows if max_rows is None else min(max_rows, self.manifest.rows)
         names, begins, counts = self._last_rows() if last_only else self._all_rows()
         self._split = SplitRows(self._reader, names, begins, counts, heldout, split_seed, buffer_rows)
