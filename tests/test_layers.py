@@ -32,7 +32,7 @@ NO_NAMED_RULE = {
 }
 OPTIONAL = {
     "transformers": {"activations/models.py"},
-    "datasets": {"activations/texts.py"},
+    "datasets": {"activations/tables.py"},
     "huggingface_hub": {"activations/places.py"},
     "wandb": {"training/log.py"},
     "tensorboard": {"training/log.py"},

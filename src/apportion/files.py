@@ -117,6 +117,15 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+DIGEST = 16
+"""Hex digits by which a text is known again."""
+
+
+def text_digest(text: str) -> str:
+    """First ``DIGEST`` hex digits of the SHA-256 of a text: what a store, scores and labels know it by."""
+    return sha256(text.encode(errors="surrogatepass"))[:DIGEST]
+
+
 def seal(data: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """``data`` with a checksum of its canonical form under ``checksum``, so that no damage goes unnoticed."""
     content: dict[str, Any] = json.loads(

@@ -20,7 +20,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from apportion.activations import LiveSource, capture_to_store, load_documents
+from apportion.activations import LiveSource, StoreSource, capture_to_store, iter_documents, load_documents
 from apportion.activations.capture import capture, patched
 from apportion.activations.contexts import pad, windows_of
 from apportion.activations.files import Folder
@@ -29,6 +29,7 @@ from apportion.activations.models import LoadedModel, load_model
 from apportion.activations.texts import Document
 from apportion.cli import main
 from apportion.errors import (
+    ApportionWarning,
     CorruptStore,
     InvalidConfig,
     InvalidInput,
@@ -460,7 +461,10 @@ def test_the_command_reads_no_more_documents_than_it_needs(tmp_path, capsys):
     assert main([*command, "--max-rows", "30", "--device", "cpu", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["rows"] == 30
     command[-1] = str(tmp_path / "whole")
-    assert main(command) == 2 and "line 41, is not JSON" in capsys.readouterr().err
+    assert main([*command, "--strict"]) == 2 and "line 41, is not JSON" in capsys.readouterr().err
+    assert (
+        main(command) == 0 and "1 record of the data was left out: not JSON (1, first" in capsys.readouterr().err
+    )
     assert main([*command, "--device", "nope"]) == 2 and "device 'nope'" in capsys.readouterr().err
 
 
@@ -497,3 +501,40 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path):
     with pytest.raises(Interrupted):
         folder.write("f", fail)
     assert bytes_of(tmp_path) == {"f": b"old"}
+
+
+@pytest.mark.parametrize("max_rows", [None, 150])
+def test_what_is_left_out_is_in_the_manifest_however_often_a_capture_is_killed(tiny, tmp_path, max_rows):
+    data = tmp_path / "d.jsonl"
+    rows = [{"text": "some words to read here" if i % 3 else None} for i in range(120)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = {"context": 32, "shard_rows": 40, "max_rows": max_rows}
+    with pytest.warns(ApportionWarning, match=r"left out: no text in field 'text' \("):
+        whole = capture_to_store(tiny, LAYER, iter_documents(data), tmp_path / "whole", **settings)
+    assert whole.left_out == {"no text in field 'text'": 40 if max_rows is None else 15}
+
+    class Killed(Exception):
+        pass
+
+    def until(documents, last):
+        for number, document in enumerate(documents):
+            if number == last:
+                raise Killed
+            yield document
+
+    for last in (17, 20, 25):
+        documents = iter_documents(data)
+        documents._found = until(documents._found, last + last // 2)
+        with pytest.raises(Killed):
+            capture_to_store(tiny, LAYER, documents, tmp_path / "killed", **settings)
+    again = capture_to_store(tiny, LAYER, iter_documents(data), tmp_path / "killed", **settings)
+    assert again == whole
+    assert (tmp_path / "killed" / MANIFEST).read_bytes() == (tmp_path / "whole" / MANIFEST).read_bytes()
+
+
+def test_one_long_text_can_be_split(tiny, tmp_path):
+    (tmp_path / "book.txt").write_text("".join(f"Sentence {n} of one long book.\n" for n in range(9000)))
+    capture_to_store(tiny, LAYER, iter_documents(tmp_path / "book.txt"), tmp_path / "s", max_rows=40_000)
+    source = StoreSource(tmp_path / "s", heldout=0.4)
+    assert source.documents[2] == "book#3" and source.n_train > 10_000
+    assert sum(len(block.x) for part in ("calibrate", "evaluate") for block in source.blocks(part)) > 2000

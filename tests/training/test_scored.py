@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 import apportion as ap
-from apportion.activations import LiveSource, StoreSource, capture_to_store, load_model
+from apportion.activations import LiveSource, StoreSource, capture_to_store, load_documents, load_model
 from apportion.activations.texts import Document
-from apportion.complexity import Scored, Scores
+from apportion.analysis import labels_of
+from apportion.complexity import Scored, Scores, Text
 from apportion.complexity.scores import Header
 from apportion.errors import InvalidInput
 from apportion.metrics import spearman
@@ -167,3 +170,46 @@ def test_only_last_tokens_of_contexts(store):
     assert "last_only" in last.describe() and "last_only" not in every.describe()
     with pytest.raises(InvalidInput, match="only last tokens are read"):
         last.contexts("calibrate")
+
+
+@pytest.mark.parametrize("by_context", [False, True], ids=["documents", "contexts"])
+def test_scores_of_other_texts_under_the_same_ids_are_refused(tmp_path, by_context):
+    model = load_model(str(shared("models/tiny-lm")))
+    texts = [f"Text number {n} has {n * n} apples and some pears." for n in range(30)]
+    before = load_documents(texts)
+    capture_to_store(model, "gpt_neox.layers.0", before, tmp_path / "s", context=32)
+
+    def scored(documents):
+        rows = []
+        for number, one in enumerate(documents):
+            text = Text(one.id, one.text, 0 if by_context else None, None, one.digest() if by_context else "")
+            rows.append(Scored.of(text, number))
+        return Scores(Header(scorer="column", direction=1), tuple(rows))
+
+    shifted = load_documents(["A new first line.", *texts])
+    for source in (StoreSource(tmp_path / "s"), LiveSource(model, "gpt_neox.layers.0", before, context=32)):
+        ap.with_scores(source, scored(before))
+        with pytest.raises(
+            InvalidInput, match=r"of 30 texts, 30 have changed since they were scored \(first: '0'"
+        ):
+            ap.with_scores(source, scored(shifted))
+        one = [*before[:7], replace(before[7], text="another"), *before[8:]]
+        with pytest.raises(
+            InvalidInput, match=r"of 30 texts, 1 have changed since they were scored \(first: '7'"
+        ):
+            ap.with_scores(source, scored(one))
+    source = StoreSource(tmp_path / "s")
+    source._reader._shards[0].header().metadata.pop("digests")  # as in a store of before
+    source.digests = source._reader._read_documents()[1]
+    assert source.digests == [""] * 30
+    ap.with_scores(source, scored(shifted))
+    old = Scores(scored(shifted).header, tuple(replace(r, digest="", document="") for r in scored(shifted).rows))
+    ap.with_scores(StoreSource(tmp_path / "s"), old)
+    words = {one.id: "odd" for one in before}
+    labels_of(source.documents, words, StoreSource(tmp_path / "s").digests, {d.id: d.digest() for d in before})
+    with pytest.raises(
+        InvalidInput, match=r"30 of 30 labelled documents have another text than the one captured"
+    ):
+        labels_of(
+            source.documents, words, StoreSource(tmp_path / "s").digests, {d.id: d.digest() for d in shifted}
+        )

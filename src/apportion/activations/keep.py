@@ -65,7 +65,7 @@ def norms(x: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class LeftOut:
+class Outliers:
     """How many tokens take no part, and where they sit.
 
     Attributes:

@@ -12,12 +12,13 @@ import torch
 from numpy.typing import NDArray
 
 from ..errors import InvalidConfig, InvalidInput
+from ..files import DIGEST
 from .capture import resolve_module
 from .contexts import Contexts, Cutter, Window, batch_windows
 from .extract import extract_rows, row_columns
 from .frame import Bos, cut_otherwise
 from .items import Item
-from .keep import MEDIAN_ROWS, OUTLIERS, LeftOut, beyond, check_outliers, norm_bound, policy
+from .keep import MEDIAN_ROWS, OUTLIERS, Outliers, beyond, check_outliers, norm_bound, policy
 from .models import LoadedModel, load_model
 from .plan import check_target, fingerprint
 from .shuffle import Place, PooledStream, generator, join, select_rows
@@ -46,6 +47,7 @@ class LiveSource(Source):
     Attributes:
         module: path of the module.
         documents: the id of every document; ``Batch.document`` is an index into it.
+        digests: of every document's text, as ``Text.digest``.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class LiveSource(Source):
         self._tensors = bool(documents) and isinstance(documents[0], Item)
         cutter = cutter_of(loaded, [module], context, self._tensors, skip_first=skip_first, bos=bos)
         self.documents = [document.id for document in documents]
+        self.digests = [document.digest()[:DIGEST] for document in documents]
         self._settings: dict[str, Any] = {"context": context, "heldout": heldout, "split_seed": split_seed}
         self._settings |= cut_otherwise(skip_first, bos)
         self.module, self._model = module, loaded.name
@@ -163,7 +166,7 @@ class _LivePools:
         self._targets = bool(targets)
         self.bound: float | None = None
 
-    def look_at_first_rows(self, outliers: float | None) -> tuple[int, LeftOut | None]:
+    def look_at_first_rows(self, outliers: float | None) -> tuple[int, Outliers | None]:
         """Width of the module, and how many of the first rows are outliers, if any; sets ``bound``.
 
         One context tells the width; the bound takes ``MEDIAN_ROWS`` rows.
@@ -182,7 +185,7 @@ class _LivePools:
         if outliers is None or self.bound is None or not out.any():
             return rows.x.shape[1], None
         begins = np.cumsum([0, *(window.rows for window in first[:-1])])
-        return rows.x.shape[1], LeftOut(int(out.sum()), int(out[begins].sum()), len(out), outliers, self.bound)
+        return rows.x.shape[1], Outliers(int(out.sum()), int(out[begins].sum()), len(out), outliers, self.bound)
 
     def fingerprint(self) -> dict[str, Any]:
         return {"documents": self.digest, "training": len(self._train), "buffer_rows": self._buffer}

@@ -112,6 +112,7 @@ class Manifest(Config):
         fingerprint: of these documents (ids, texts and targets, in order).
         targets: whether each row carries the target of its document.
         bounds: see ``Progress``; None in stores of before there were any.
+        left_out: records of the data that gave no document, by the reason.
     """
 
     format: Literal["apportion-store"] = FORMAT
@@ -123,6 +124,7 @@ class Manifest(Config):
     documents: int
     fingerprint: str
     targets: bool
+    left_out: dict[str, int] = Field(default_factory=dict)
     settings: CaptureSettings
     shards: tuple[ShardEntry, ...]
     bounds: dict[str, float] | None = None

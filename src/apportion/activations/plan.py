@@ -53,6 +53,7 @@ class Plan:
     Attributes:
         documents: how many documents were read so far.
         fingerprint: of these.
+        exhausted: whether there are no more.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class Plan:
         self._targets: bool | None = None
         self.documents = 0
         self.fingerprint = ""
+        self.exhausted = False
 
     def peek(self, rows: int) -> list[Window]:
         """The first contexts of the documents, until they hold ``rows`` rows; ``shards`` begins with them too."""
@@ -151,6 +153,7 @@ class Plan:
                 if begun:
                     self._check(start, expected)
                 yield from list(enumerate(own))[begun:]
+        self.exhausted = True
         if self.documents <= start.document and start.window:
             self._check(start, expected)
 

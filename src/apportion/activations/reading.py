@@ -65,11 +65,20 @@ class ShardReader:
 
     def documents(self) -> list[str]:
         """The ids of the documents that it covers."""
-        ids = json.loads(self.header().metadata.get("documents", "[]"))
-        if len(ids) != self.entry.documents:
-            fault = f"it names {len(ids)} documents and should name {self.entry.documents}"
+        return self._of_documents("documents")
+
+    def digests(self) -> list[str]:
+        """The digests of their texts, "" in a shard of before there were any."""
+        known = "digests" in self.header().metadata
+        return self._of_documents("digests") if known else [""] * self.entry.documents
+
+    def _of_documents(self, name: str) -> list[str]:
+        """What the metadata say of each document under ``name``."""
+        found = json.loads(self.header().metadata.get(name, "[]"))
+        if len(found) != self.entry.documents:
+            fault = f"it names {len(found)} {name} and should name {self.entry.documents}"
             raise damaged(self._folder, self.entry.file, fault)
-        return [str(name) for name in ids]
+        return [str(one) for one in found]
 
     def whole(self, name: str) -> NDArray[Any]:
         """All of the tensor ``name``, in its carrier type."""
@@ -112,7 +121,7 @@ class StoreReader:
     Attributes:
         manifest: what the store says of itself.
         module: the module read.
-        documents: the id of every document, by its index.
+        documents, digests: the id of every document, by its index, and the digest of its text ("" if unknown).
         begins, counts: [documents] first row and number of rows of each.
     """
 
@@ -127,7 +136,7 @@ class StoreReader:
         for shard in self._shards:
             shard.check_shapes(self.module, self.d_in)
         self._offsets = np.cumsum([0, *(shard.entry.rows for shard in self._shards)])
-        self.documents, self.begins, self.counts = self._read_documents()
+        self.documents, self.digests, self.begins, self.counts = self._read_documents()
 
     @property
     def d_in(self) -> int:
@@ -210,8 +219,9 @@ class StoreReader:
             raise UnknownName(f"the store {self._folder.url} has {asked}; choose one of: {known}")
         return module
 
-    def _read_documents(self) -> tuple[list[str], Ints, Ints]:
+    def _read_documents(self) -> tuple[list[str], list[str], Ints, Ints]:
         ids: list[str] = [""] * self.manifest.documents
+        digests = list(ids)
         counts = np.zeros(self.manifest.documents, np.int64)
         for shard in self._shards:
             first, own = shard.entry.first_document, shard.documents()
@@ -219,8 +229,9 @@ class StoreReader:
                 fault = f"it covers documents {first} to {first + len(own)} of {len(ids)}"
                 raise damaged(self._folder, shard.entry.file, fault)
             ids[first : first + len(own)] = own
+            digests[first : first + len(own)] = shard.digests()
             counts[first : first + len(own)] += shard.whole("document_rows")
-        return ids, np.concatenate([[0], counts.cumsum()[:-1]]).astype(np.int64), counts
+        return ids, digests, np.concatenate([[0], counts.cumsum()[:-1]]).astype(np.int64), counts
 
     def _check_finite(self, x: Tensor, rows: Ints) -> None:
         # A sum is finite only if every term is; the exact search is left for when it is not.

@@ -15,7 +15,7 @@ from ..errors import InvalidInput
 from .contexts import Contexts, batch_windows
 from .files import Folder
 from .frame import cut_otherwise
-from .keep import MEDIAN_ROWS, OUTLIERS, LeftOut, beyond, check_outliers, norm_bound, policy
+from .keep import MEDIAN_ROWS, OUTLIERS, Outliers, beyond, check_outliers, norm_bound, policy
 from .manifest import Manifest
 from .reading import StoreReader
 from .shuffle import PooledStream, RowPools, Rows
@@ -129,6 +129,7 @@ class StoreSource(SplitSource):
         manifest: what the store says of itself.
         module: the module read.
         documents: the id of every document; ``Batch.document`` is an index into it.
+        digests: of every document's text, as ``Text.digest``; "" where the store of before has none.
         n_train: rows in the training part.
     """
 
@@ -150,7 +151,7 @@ class StoreSource(SplitSource):
         self._reader = StoreReader(Folder(path), module, verify)
         self.manifest: Manifest = self._reader.manifest
         self.module = self._reader.module
-        self.documents = self._reader.documents
+        self.documents, self.digests = self._reader.documents, self._reader.digests
         self._end = self.manifest.rows if max_rows is None else min(max_rows, self.manifest.rows)
         names, begins, counts = self._last_rows() if last_only else self._all_rows()
         marked = self._reader.outliers()
@@ -205,7 +206,7 @@ class StoreSource(SplitSource):
         multiple, bounds = self.manifest.settings.outliers, self.manifest.bounds
         assert multiple is not None and bounds is not None  # else no row was marked
         first = int(np.isin(self._outliers, firsts).sum())
-        return [LeftOut(len(self._outliers), first, self._end, multiple, bounds[self.module]).sentence()]
+        return [Outliers(len(self._outliers), first, self._end, multiple, bounds[self.module]).sentence()]
 
     def in_training(self) -> Bools:
         """[documents] whether each belongs to the training part."""
@@ -293,10 +294,10 @@ class TensorSource(SplitSource):
         self._rows = _TensorRows(x, numbers, target)
         bound = norm_bound(x.detach()[:MEDIAN_ROWS], check_outliers(outliers))
         marked = np.flatnonzero(beyond(x.detach(), bound))
-        self._left_out: LeftOut | None = None
+        self._left_out: Outliers | None = None
         if outliers is not None and bound is not None and len(marked):
             first = int(np.isin(marked, begins).sum())
-            self._left_out = LeftOut(len(marked), first, len(x), outliers, bound)
+            self._left_out = Outliers(len(marked), first, len(x), outliers, bound)
         self._split = SplitRows(
             self._rows, self.documents, begins, sizes, marked, heldout, split_seed, buffer_rows
         )

@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..errors import CorruptStore, InvalidConfig, InvalidInput
-from ..files import locked
+from ..files import DIGEST, locked
 from .capture import resolve_module
 from .contexts import Cutter, TextCutter, check_context, embedding_rows
 from .extract import extract_rows, row_columns
@@ -39,8 +39,9 @@ from .manifest import (
 from .models import LoadedModel, load_model
 from .places import spelled
 from .plan import Plan, ShardPlan
+from .records import LeftOut
 from .shards import write_shard
-from .texts import Document
+from .texts import Document, Documents
 
 _OURS = r"shard-\d+\.safetensors|manifest\.json|progress\.json"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -71,7 +72,8 @@ def capture_to_store(
 
     Args:
         modules: module paths, all captured in one pass.
-        documents: texts, or items of tensors for a model that is fed something else.
+        documents: texts, or items of tensors for a model that is fed something else. What ``iter_documents``
+            leaves out of them is counted in the manifest, and said in one line at the end.
         context: most tokens that the model reads at once, special tokens included; longer documents are cut.
         batch_size: contexts per forward pass.
         dtype: of the activations on disk: float32, float16 or bfloat16.
@@ -108,6 +110,7 @@ def capture_to_store(
     cutter = cutter_of(loaded, settings.modules, context, tensors, skip_first=skip_first, bos=bos)
     folder = Folder(out)
     folder.create()
+    left_out = documents.left_out if isinstance(documents, Documents) else LeftOut()
     plan = Plan(settings, loaded.tokenizer, itertools.chain(head, stream), cutter)
     if folder.exists(MANIFEST):
         return _finished(folder, settings, plan)
@@ -117,7 +120,7 @@ def capture_to_store(
         if folder.exists(MANIFEST):  # whoever held the lock has completed it
             return _finished(folder, settings, plan)
         bar = stack.enter_context(tqdm(total=max_rows, unit="row", disable=not progress))
-        return _run(loaded, plan, _begin(folder, settings), folder, bar)
+        return _run(loaded, plan, _begin(folder, settings), folder, bar, left_out)
 
 
 def cutter_of(
@@ -167,6 +170,7 @@ def _finished(folder: Folder, settings: CaptureSettings, plan: Plan) -> Manifest
     _same(folder, manifest.settings, settings)
     _check_sizes(folder, manifest.shards)
     plan.verify(manifest.documents, manifest.fingerprint, whole=manifest.rows != settings.max_rows)
+    LeftOut().tell(manifest.left_out)
     folder.remove(PROGRESS)  # a kill may have come between the manifest and this
     folder.clear_temporaries(_OURS)
     return manifest
@@ -184,7 +188,9 @@ def _same(folder: Folder, there: CaptureSettings, asked: CaptureSettings) -> Non
         )
 
 
-def _run(loaded: LoadedModel, plan: Plan, done: Progress, folder: Folder, bar: Any) -> Manifest:
+def _run(
+    loaded: LoadedModel, plan: Plan, done: Progress, folder: Folder, bar: Any, left_out: LeftOut
+) -> Manifest:
     settings = done.settings
     bar.update(done.rows)
     if done.bounds is None and not done.shards:  # a capture begun before there were bounds goes on without
@@ -208,6 +214,9 @@ def _run(loaded: LoadedModel, plan: Plan, done: Progress, folder: Folder, bar: A
         raise InvalidInput(
             f"the {plan.documents} documents hold no token to capture{beyond}; give documents with (longer) text"
         )
+    # What was read ahead of the last document that is in the store depends on where a kill came.
+    without = left_out.counts(None if plan.exhausted else plan.documents)
+    left_out.tell(without)
     manifest = Manifest(
         model=settings.model,
         modules=done.widths,
@@ -216,6 +225,7 @@ def _run(loaded: LoadedModel, plan: Plan, done: Progress, folder: Folder, bar: A
         documents=plan.documents,
         fingerprint=plan.fingerprint,
         targets=done.targets,
+        left_out=without,
         settings=settings,
         shards=done.shards,
         bounds=done.bounds,
@@ -250,7 +260,10 @@ def _write(folder: Folder, done: Progress, shard: ShardPlan, rows: dict[str, Ten
     name = f"shard-{len(done.shards):05d}.safetensors"
     tensors = {f"activations/{path}": tensor for path, tensor in rows.items()} | _columns(shard)
     tensors |= _outliers(rows, done.bounds or {})
-    metadata = {"documents": json.dumps([document.id for document in shard.documents])}
+    metadata = {
+        "documents": json.dumps([document.id for document in shard.documents]),
+        "digests": json.dumps([document.digest()[:DIGEST] for document in shard.documents]),
+    }
     digest, size = folder.write(name, lambda file: write_shard(file, tensors, metadata))
     entry = ShardEntry(
         file=name,

@@ -2,176 +2,265 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import glob
 import gzip
+import hashlib
 import json
-import math
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ..errors import InvalidInput, MissingExtra, StorageFailure, UnknownName
+from ..errors import InvalidInput, StorageFailure
 from .files import resolve_url
-from .places import ask_hub
+from .records import (
+    Document,
+    Fields,
+    LeftOut,
+    Unusable,
+    checked,
+    checked_bytes,
+    slices,
+    units,
+    usable_target,
+)
+from .tables import table_records, there
 
-_MOST = 3.4028234663852886e38  # the largest float32
+__all__ = ["Document", "Documents", "Paths", "iter_documents", "load_documents", "usable_target"]
+
+_HOPELESS = 1000
+"""Records in a row from the first on, none of which can be used, after which nobody waits for the others."""
+_CHUNK_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
-class Document:
-    """One text.
+class Paths:
+    """Several files, folders or data sets, read one after the other in this order; patterns stand for the files
+    that they match, sorted.
 
-    Attributes:
-        id: what splits and figures call it.
-        target: a number that a rule may learn from, the same for all its tokens.
+    Documents without an id are called ``file:place``, and one whose id an earlier file has ``file:id``, so that
+    no two files share one.
     """
 
-    id: str
-    text: str
-    target: float | None = None
+    names: tuple[str, ...]
+
+
+Data = str | Path | Paths | Sequence[str] | Sequence[Path]
 
 
 def load_documents(
-    data: str | Path | Sequence[str],
+    data: Data,
     *,
     text_field: str = "text",
     id_field: str = "id",
     target_field: str | None = None,
     limit: int | None = None,
+    strict: bool = False,
+    whole: bool = False,
+    streaming: bool = False,
 ) -> list[Document]:
-    """Documents in the order of their source; those that are blank are left out.
+    """Documents in the order of their source. Warns in one line if records are left out.
 
     Args:
         data: a list of texts; a .txt file (one document) or a folder of them (one each, by name); a .jsonl or
             .jsonl.gz file with an object per line; a .parquet, .json or .csv file with a record per row; or a
             Hugging Face dataset ``name[:config][@split]`` (a local dataset folder too). Text and JSON Lines
-            may lie on any fsspec file system.
+            may lie on any fsspec file system. A pattern such as ``"data/*.jsonl"``, a list of ``Path`` and
+            ``Paths`` stand for several of these.
         text_field, id_field, target_field: fields of an object. Without the id field, a document is called
             after its place in the source.
         limit: read that many documents.
+        strict: refuse a record that cannot be used (without text or target, blank, binary, broken), which is
+            otherwise left out and counted.
+        whole: keep documents of more than 65,536 characters in one piece. Otherwise they are cut into parts of
+            about 8,192, called ``id#1`` and so on, each of which is a unit of the split.
+        streaming: read a dataset of the hub as it is needed, without a copy on this machine.
 
-    Raises: ``InvalidInput`` for text that is empty or binary, an unusable line or target; ``UnknownName``
-    for a data set that cannot be found; ``StorageFailure``; ``MissingExtra`` without `datasets`.
+    Raises: ``InvalidInput`` for data without a usable text, ``UnknownName`` for a data set that cannot be
+    found; ``StorageFailure``; ``MissingExtra`` without `datasets`.
     """
-    found = iter_documents(data, text_field=text_field, id_field=id_field, target_field=target_field)
-    return list(islice(found, limit))
+    found = iter_documents(
+        data,
+        text_field=text_field,
+        id_field=id_field,
+        target_field=target_field,
+        strict=strict,
+        whole=whole,
+        streaming=streaming,
+    )
+    documents = list(islice(found, limit))
+    found.left_out.tell()
+    return documents
 
 
 def iter_documents(
-    data: str | Path | Sequence[str],
+    data: Data,
     *,
     text_field: str = "text",
     id_field: str = "id",
     target_field: str | None = None,
     read_target: Callable[[Any], float | None] | None = None,
-) -> Iterator[Document]:
-    """The documents of ``load_documents``, each read when it is asked for.
+    strict: bool = False,
+    whole: bool = False,
+    streaming: bool = False,
+) -> Documents:
+    """The documents of ``load_documents``, each read when it is asked for; what is left out is counted.
 
     Args:
         read_target: makes a target of what the field holds (None where it is not there) in place of the check
             that it is a number; a document may then be without.
     """
-    fields = _Fields(text_field, id_field, target_field, read_target)
+    fields = Fields(text_field, id_field, target_field, read_target)
     if isinstance(data, (str, Path)):
-        source, documents = str(data), _from_path(str(data), fields)
-    else:
-        source, documents = "the list of texts", _from_list(data)
-    found = False
-    for document in documents:
-        if document.text.strip():
-            found = True
-            yield document
-    if not found:
-        raise InvalidInput(f"{source} holds no text (every document is blank); give data with words in it")
+        names = _matching(str(data))
+        found = _several(names, fields, whole, streaming) if names else _read(str(data), fields, whole, streaming)
+        return Documents(found, str(data), strict)
+    if isinstance(data, Paths) or (data and all(isinstance(one, Path) for one in data)):
+        given = data.names if isinstance(data, Paths) else [str(path) for path in data]
+        names = [name for one in given for name in (_matching(one) or [one])]
+        one_only = len(given) == 1 and names == list(given)
+        found = (
+            _read(names[0], fields, whole, streaming) if one_only else _several(names, fields, whole, streaming)
+        )
+        return Documents(found, ", ".join(given), strict)
+    return Documents(_from_list(data, whole), "the list of texts", strict)
 
 
-@dataclass(frozen=True)
-class _Fields:
-    text: str
-    id: str
-    target: str | None
-    read_target: Callable[[Any], float | None] | None
+class Documents(Iterator[Document]):
+    """Documents as they are read.
 
-    def document(self, record: Any, where: str, place: int) -> Document:
-        if not isinstance(record, Mapping):
-            raise InvalidInput(
-                f'{where} is a {type(record).__name__}; expected an object such as {{"{self.text}": ...}}: '
-                "correct that line"
+    Attributes:
+        left_out: the records so far that gave none.
+    """
+
+    def __init__(self, found: Iterator[Document | Unusable], source: str, strict: bool) -> None:
+        self._found, self._source, self._strict = found, source, strict
+        self._given = 0
+        self.left_out = LeftOut()
+
+    def __next__(self) -> Document:
+        for one in self._found:
+            if isinstance(one, Document):
+                self._given += 1
+                return one
+            if self._strict:
+                raise one
+            self.left_out.add(one, self._given)
+            if not self._given and sum(self.left_out.counts().values()) == _HOPELESS:
+                raise self._nothing()
+        if not self._given:
+            raise self._nothing()
+        raise StopIteration
+
+    def _nothing(self) -> InvalidInput:
+        rows = sum(self.left_out.counts().values())
+        faults = [one for one in self.left_out.first.values() if one.reason != "blank"]
+        if not faults:
+            return InvalidInput(
+                f"{self._source} holds no text (every document is blank); give data with words in it"
             )
-        text = record.get(self.text)
-        if not isinstance(text, str):
-            raise InvalidInput(
-                f"{where} has no text in field {self.text!r} (its fields: {_names(record)}); name the "
-                "field that holds the text"
-            )
-        name = record.get(self.id)
-        target = None if self.target is None else self._target(record, self.target, where)
-        own = str(place) if name is None else _checked(str(name), f"{where} by its field {self.id!r},")
-        return Document(own, _checked(text, where), target)
-
-    def _target(self, record: Mapping[str, Any], field: str, where: str) -> float | None:
-        value: Any = record.get(field)
-        if self.read_target is not None:
-            return self.read_target(value)
-        if not usable_target(value):
-            raise InvalidInput(
-                f"{where} has {value!r:.40} as target {field!r} (its fields: {_names(record)}); expected a "
-                "finite number within float32: name another field or repair that record"
-            )
-        return float(value)
+        if rows == 1:
+            return faults[0]
+        return InvalidInput(f"none of the first {rows:,} records of {self._source} can be used: {faults[0]}")
 
 
-def usable_target(value: Any) -> bool:
-    """Whether ``value`` is a number that float32 can hold."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return False
-    return abs(value) <= _MOST and not math.isnan(value)  # compared first: a Python int may be beyond float
-
-
-def _names(record: Mapping[str, Any]) -> str:
-    return ", ".join(map(str, record)) or "none"
-
-
-def _checked(text: str, where: str) -> str:
-    if "\0" in text:
-        raise InvalidInput(f"{where} is binary: it holds a NUL character; expected text: give a text file")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise InvalidInput(
-            f"{where} holds half a character (a lone surrogate at place {error.start}), which no encoding has; "
-            "expected Unicode text: repair it"
-        ) from None
-    return text
-
-
-def _from_list(texts: Sequence[Any]) -> Iterator[Document]:
+def _from_list(texts: Sequence[Any], whole: bool) -> Iterator[Document | Unusable]:
     for place, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise InvalidInput(f"text {place} is a {type(text).__name__}; expected str: pass a list of strings")
-        yield Document(str(place), _checked(text, f"text {place}"))
+        where = f"text {place}"
+        if isinstance(text, str):
+            yield from units(Document(str(place), ""), slices(text), where, checked, whole)
+        else:
+            sentence = f"is a {type(text).__name__}; expected str: pass a list of strings"
+            yield Unusable(where, sentence, "no string")
 
 
-def _from_path(data: str, fields: _Fields) -> Iterator[Document]:
+def _several(names: Sequence[str], fields: Fields, whole: bool, streaming: bool) -> Iterator[Document | Unusable]:
+    """The documents of all of these, no two files sharing an id."""
+    names = list(dict.fromkeys(names))  # a file that is given twice is read once
+    labels = _labels(names)
+    before: set[bytes] = set()
+    for name, label in zip(names, labels, strict=True):
+        own: set[bytes] = set()
+        for one in _read(name, fields, whole, streaming, f"{label}:"):
+            if isinstance(one, Document):
+                key = hashlib.blake2b(one.id.encode(errors="surrogatepass"), digest_size=8).digest()
+                own.add(key)
+                yield replace(one, id=f"{label}:{one.id}") if key in before else one
+            else:
+                yield one
+        before |= own
+
+
+def _labels(names: Sequence[str]) -> list[str]:
+    """What tells these files apart, in a few letters if they do."""
+    short = [Path(name).name.partition(".")[0] or name for name in names]
+    if len(set(short)) == len(short):
+        return short
+    parts, shared = [name.split("/") for name in names], 0
+    while all(len(own) > shared + 1 and own[shared] == parts[0][shared] for own in parts):
+        shared += 1
+    return ["/".join(own[shared:]) for own in parts]
+
+
+def _matching(data: str) -> list[str]:
+    """The files that the pattern ``data``, with ``@split`` or without, stands for, sorted; none for no pattern.
+
+    Raises ``StorageFailure`` for a pattern that matches nothing.
+    """
+    remote = "://" in data
+    if not ("*" in data if remote else glob.has_magic(data)):
+        return []
+    base, _, split = data.rpartition("@")
+    for pattern, suffix in ((data, ""), *([(base, f"@{split}")] if base else [])):
+        if not remote and there(pattern) is not None:
+            return []
+        with _reading(data):
+            fs, root = resolve_url(pattern)
+            found = [fs.unstrip_protocol(path) if remote else str(path) for path in fs.glob(root)]
+        if found:
+            return sorted(f"{path}{suffix}" for path in found)
+    raise StorageFailure(f"no file matches {data}; correct the pattern")
+
+
+def _read(
+    data: str, fields: Fields, whole: bool, streaming: bool, prefix: str = ""
+) -> Iterator[Document | Unusable]:
+    """The documents of one file, folder or data set; those without an id are called ``prefix`` and place."""
     if data.endswith(".txt"):
-        yield _text_file(data, Path(data).stem)
-    elif data.endswith((".jsonl", ".jsonl.gz")):
-        yield from _json_lines(data, fields)
+        yield from _text_file(data, whole)
     elif names := _text_folder(data):
         for path in names:
-            yield _text_file(path, Path(path).stem)
+            yield from _text_file(path, whole)
+    elif data.endswith((".jsonl", ".jsonl.gz")):
+        for place, line in enumerate(_lines(data)):
+            where = f"{data}, line {place + 1},"
+            if line.strip():
+                yield from _of_record(_object(line, where), fields, where, f"{prefix}{place}", whole)
     else:
-        yield from _dataset(data, fields)
+        for place, record in enumerate(table_records(data, streaming)):
+            yield from _of_record(record, fields, f"{data}, record {place},", f"{prefix}{place}", whole)
+
+
+def _of_record(record: Any, fields: Fields, where: str, name: str, whole: bool) -> Iterator[Document | Unusable]:
+    if isinstance(record, Unusable):
+        yield record
+        return
+    try:
+        document = fields.document(record, where, name)
+    except Unusable as unusable:
+        yield unusable
+        return
+    yield from units(document, slices(document.text), where, checked, whole)
 
 
 def _text_folder(data: str) -> list[str]:
     """The .txt files of a folder, sorted; none if it is no folder."""
     if "://" not in data:
-        folder = _there(data)
+        folder = there(data)
         with _reading(data):
             return sorted(map(str, folder.glob("*.txt"))) if folder is not None and folder.is_dir() else []
     fs, root = resolve_url(data)
@@ -179,11 +268,18 @@ def _text_folder(data: str) -> list[str]:
         return sorted(fs.unstrip_protocol(path) for path in fs.glob(f"{root}/*.txt"))
 
 
-def _text_file(path: str, name: str) -> Document:
+def _text_file(path: str, whole: bool) -> Iterator[Document | Unusable]:
+    return units(Document(Path(path).stem, ""), _decoded(path), path, checked_bytes, whole)
+
+
+def _decoded(path: str) -> Iterator[str]:
+    """The text of a file by and by; bytes that are no UTF-8 become lone surrogates."""
     fs, root = resolve_url(path)
-    with _reading(path):
-        raw = bytes(fs.cat_file(root))
-    return Document(name, _checked(_decode(raw, path), path))
+    decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+    with _reading(path), fs.open(root, "rb") as file:
+        while raw := file.read(_CHUNK_BYTES):
+            yield decoder.decode(raw)
+        yield decoder.decode(b"", final=True)
 
 
 @contextlib.contextmanager
@@ -193,15 +289,6 @@ def _reading(path: str) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise StorageFailure(f"cannot read {path}: {reason}; give the path of a readable file") from None
-
-
-def _decode(raw: bytes, where: str) -> str:
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InvalidInput(
-            f"{where} is binary: byte {error.start} is not UTF-8; expected text: convert it to UTF-8"
-        ) from None
 
 
 def _lines(path: str) -> Iterator[bytes]:
@@ -218,105 +305,12 @@ def _lines(path: str) -> Iterator[bytes]:
             raise InvalidInput(f"{path} is no whole gzip file ({error}); compress it again") from None
 
 
-def _json_lines(path: str, fields: _Fields) -> Iterator[Document]:
-    for place, line in enumerate(_lines(path)):
-        where = f"{path}, line {place + 1},"
-        text = _decode(line, where)
-        if not text.strip():
-            continue
-        try:
-            record = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise InvalidInput(f"{where} is not JSON ({error}); write one object per line") from None
-        yield fields.document(record, where, place)
-
-
-_TABLES = {".parquet": "parquet", ".json": "json", ".csv": "csv"}
-_DATA = (*_TABLES, ".txt", ".jsonl", ".gz")
-
-
-def _dataset(data: str, fields: _Fields) -> Iterator[Document]:
-    name, config, split = _parse_name(data)
+def _object(line: bytes, where: str) -> Any:
+    """What a line of JSON says, or why it says nothing."""
     try:
-        import datasets
-    except ImportError:
-        raise MissingExtra(f"loading {data!r} needs datasets; install apportion[capture]") from None
-    with _quiet(datasets):
-        table = _table(datasets, data, name, config, split)
-        for place, record in enumerate(table):
-            yield fields.document(record, f"{data}, record {place},", place)
-
-
-def _parse_name(data: str) -> tuple[str, str, str]:
-    """Name, config and split of ``name[:config][@split]``; a path that is there is only a name.
-
-    Raises ``StorageFailure`` for what can only be meant as a path and is not there.
-    """
-    whole, _, split = data.rpartition("@") if "@" in data else (data, "", "")
-    name, _, config = whole.partition(":")
-    for read in ((data, "", ""), (whole, "", split), (name, config, split)):
-        if (found := _there(read[0])) is not None:
-            return str(found), *read[1:]
-    # An id of the hub has one slash at most; its first part is rarely a folder here.
-    below = "/" in name and _there(name.rpartition("/")[0]) is not None
-    if "://" in data or name.startswith(("/", ".", "~")) or name.endswith(_DATA) or below:
-        raise StorageFailure(f"cannot read {data}: there is no such file or folder; correct the path")
-    return name, config, split
-
-
-def _there(name: str) -> Path | None:
-    """The file or folder ``name``, if there is one."""
-    try:
-        path = Path(name).expanduser()
-        return path if name and path.exists() else None
-    except (OSError, ValueError, RuntimeError):  # a name that no file can have
-        return None
-
-
-def _table(datasets: Any, data: str, name: str, config: str, split: str) -> Any:
-    """The records of a data set. Raises ``UnknownName`` if it cannot be loaded or lacks the split,
-    ``InvalidInput`` for a file of no known kind."""
-    path = Path(name)
-    if not path.exists() and not (Path(datasets.config.HF_DATASETS_CACHE) / name.replace("/", "___")).exists():
-        ask_hub(name, "dataset")
-    kind = _TABLES.get(path.suffix) if path.is_file() else None
-    if path.is_file() and kind is None:  # the hub has nothing under the name of a local file
-        raise InvalidInput(
-            f"{data} is a file whose kind its name does not tell; rename it to end in .txt, .jsonl, .jsonl.gz, "
-            ".parquet, .json or .csv"
-        )
-    try:
-        if kind is not None:
-            found = datasets.load_dataset(kind, data_files=glob.escape(name))
-        elif (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
-            found = datasets.load_from_disk(name)
-        else:
-            found = datasets.load_dataset(name, config or None)
-    except Exception as error:  # datasets, the hub and pyarrow raise their own families
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        if kind is not None:
-            raise InvalidInput(f"{data} is no {kind} file with a record per row ({reason}); repair it") from None
-        raise UnknownName(
-            f"cannot load the data {data!r} ({reason}); give a .txt, .jsonl, .parquet, .json or .csv file, a "
-            "folder of .txt files, or a dataset name[:config][@split]"
-        ) from None
-    splits = dict(found) if isinstance(found, dict) else {}
-    if not splits and not split:
-        return found
-    if split and split not in splits:
-        raise UnknownName(
-            f"the data {data!r} has no split {split!r}; choose one of: {', '.join(map(repr, splits)) or 'none'}"
-        )
-    return splits[split or next(iter(splits))]
-
-
-@contextlib.contextmanager
-def _quiet(datasets: Any) -> Iterator[None]:
-    """Keep the library's own progress bars off, and leave its setting as it was."""
-    shown = not datasets.are_progress_bars_disabled()
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if shown:
-            datasets.enable_progress_bars()
+        return json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        sentence = f"is binary: byte {error.start} is not UTF-8; expected text: convert it to UTF-8"
+        return Unusable(where, sentence, "binary")
+    except (ValueError, RecursionError) as error:
+        return Unusable(where, f"is not JSON ({error}); write one object per line", "not JSON")

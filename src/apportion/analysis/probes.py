@@ -66,12 +66,28 @@ def register_probes(
     return [sparse_probe(code, read, training, n) for n in n_features]
 
 
-def labels_of(documents: Sequence[str], words: Mapping[str, str]) -> Classes:
+def labels_of(
+    documents: Sequence[str],
+    words: Mapping[str, str],
+    digests: Sequence[str] = (),
+    labelled: Mapping[str, str] | None = None,
+) -> Classes:
     """The word of each document, by its id.
 
+    Args:
+        digests: of the documents' texts, as ``StoreSource.digests`` has them.
+        labelled: the digest of the text that each word was given to, by its id.
+
     Raises:
-        InvalidInput: none of the ids has a word.
+        InvalidInput: none of the ids has a word, or some stand for another text than a word was given to.
     """
+    known = labelled or {}
+    pairs = [(name, digest, known.get(name, "")) for name, digest in zip(documents, digests, strict=False)]
+    if other := [name for name, digest, own in pairs if "" not in (digest, own) and digest != own]:
+        raise InvalidInput(
+            f"{len(other):,} of {sum(name in words for name in documents):,} labelled documents have another "
+            f"text than the one captured under their id (first: {other[0]!r}); give the data that was captured"
+        )
     names = sorted(set(words.values()))
     number = {name: at for at, name in enumerate(names)}
     of = np.array([number.get(words.get(name, ""), -1) for name in documents], np.int64)

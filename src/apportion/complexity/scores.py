@@ -2,7 +2,8 @@
 
 A file of scores is JSON Lines: a header, then a row per text. A row names its text as a capture does, by the id
 of the document and, for a context, the place ``start`` of its first token; ``text`` is a digest that tells
-whether the text has changed since. A row without ``score`` says under ``failed`` why there is none.
+whether the text has changed since, and ``document``, of a context, one of the whole document. A row without
+``score`` says under ``failed`` why there is none.
 """
 
 from __future__ import annotations
@@ -72,6 +73,7 @@ class Scores:
         ids: Sequence[str],
         starts: Sequence[int] | None = None,
         digests: Sequence[str] | None = None,
+        documents: Sequence[str] | None = None,
     ) -> Floats:
         """The score of each of these texts, NaN where scoring failed.
 
@@ -80,6 +82,8 @@ class Scores:
             starts: of contexts, as ``Contexts.start`` has them; scores of documents then hold for each of
                 their contexts.
             digests: ``Text.digest`` of what was scored, document or context, to notice what has changed.
+            documents: digests of the documents, as ``StoreSource.digests`` has them, for the same; "" and rows
+                without a digest are not compared.
 
         Raises:
             InvalidInput: texts have no row, occur twice or have changed; the message counts each.
@@ -95,7 +99,7 @@ class Scores:
         faults = [
             _fault("have no score", [key for key, row in zip(keys, found, strict=True) if row is None]),
             _fault("occur more than once", _repeated(wanted)),
-            _fault("have changed since they were scored", _changed(found, digests)),
+            _fault("have changed since they were scored", _changed(found, digests, documents)),
         ]
         if any(faults):
             raise InvalidInput(
@@ -116,9 +120,20 @@ def _repeated(keys: Iterable[_Key]) -> list[_Key]:
     return [key for key, n in Counter(keys).items() if n > 1]
 
 
-def _changed(found: Sequence[Scored | None], digests: Sequence[str] | None) -> list[_Key]:
-    pairs = zip(found, digests or [], strict=digests is not None)
-    return [(row.id, row.start) for row, digest in pairs if row is not None and row.digest not in ("", digest)]
+def _changed(
+    found: Sequence[Scored | None], digests: Sequence[str] | None, documents: Sequence[str] | None
+) -> list[_Key]:
+    """The rows that know another text, or another document, than is there now."""
+    nothing = [""] * len(found)
+    changed = []
+    for row, text, document in zip(found, digests or nothing, documents or nothing, strict=True):
+        if row is not None:
+            whole = row.digest if row.start is None else row.document
+            if ("" not in (row.digest, text) and row.digest != text) or (
+                "" not in (whole, document) and whole != document
+            ):
+                changed.append((row.id, row.start))
+    return changed
 
 
 def _fault(what: str, keys: Sequence[_Key]) -> str:
@@ -144,6 +159,8 @@ def _record(row: Scored) -> dict[str, Any]:
     if row.start is not None:
         record["start"] = row.start
     record["text"] = row.digest
+    if row.document:
+        record["document"] = row.document
     if row.value is None:
         return record | {"failed": row.failure}
     return record | {"score": row.value} | ({"parts": dict(row.parts)} if row.parts else {})
@@ -196,13 +213,14 @@ def _row(record: Any) -> Scored | str:
     if type(name) not in (int, str) or not (start is None or type(start) is int):
         return "without an id"
     digest, failure = str(record.get("text", "")), record.get("failed")
+    document = str(record.get("document", ""))
     if failure is not None:
-        return Scored(str(name), start, digest, None, str(failure))
+        return Scored(str(name), start, digest, None, str(failure), document=document)
     number = None if isinstance(value, str) else number_in(value)
     if number is None:
         return "without a finite number as score"
     parts = record.get("parts")
-    return Scored(str(name), start, digest, number, None, parts if isinstance(parts, dict) else {})
+    return Scored(str(name), start, digest, number, None, parts if isinstance(parts, dict) else {}, document)
 
 
 @dataclass(frozen=True)

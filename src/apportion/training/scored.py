@@ -30,8 +30,8 @@ def with_scores(source: Source, scores: Scores, *, standardise: bool = True) -> 
         source: its documents, and contexts for scores of contexts, have the ids and places that were scored.
 
     Raises:
-        InvalidInput: texts have no score or occur twice, or the training texts have fewer than two different
-            scores; the message counts them.
+        InvalidInput: texts have no score, occur twice or are not those that were scored, or the training texts
+            have fewer than two different scores; the message counts them.
     """
     if not hasattr(source, "documents") or not hasattr(source, "in_training"):
         raise InvalidInput(
@@ -41,7 +41,9 @@ def with_scores(source: Source, scores: Scores, *, standardise: bool = True) -> 
     texts = cast(TextSource, source)
     document, start, by_context = _texts(texts, scores)
     ids = [texts.documents[number] for number in document]
-    values = scores.align(ids, start.tolist() if by_context else None)
+    digests: list[str] = getattr(source, "digests", [])
+    known_as = [digests[number] for number in document] if digests else None
+    values = scores.align(ids, start.tolist() if by_context else None, documents=known_as)
     known = np.isfinite(values)
     if not known.any():
         raise InvalidInput(f"none of the {len(values):,} texts has a score; score them again")

@@ -107,8 +107,8 @@ class Features {
     const { contexts } = this.columns;
     if (!contexts) return [];
     const { words, rows } = data("tokens");
-    const peaks = contexts[at].map(([first, peak]) => readable(words[rows[first + peak]]).trim());
-    return [...new Set(peaks.map((word) => word || "␣"))].slice(0, 4);
+    const peaks = contexts[at].map(([first, peak]) => words[rows[first + peak]]);
+    return [...new Set(peaks.map((word) => (word === "" ? "…" : readable(word).trim() || "␣")))].slice(0, 4);
   }
 
   step(event) {

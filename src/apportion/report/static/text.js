@@ -77,7 +77,7 @@ class Text {
       now.replaceChildren("k ", element("strong", {}, String(this.counts[panel][at])));
     });
     const told = this.panels.map(({ name }, panel) => `${name}: ${this.counts[panel][at]} features`);
-    byId("text-status").textContent = `${readable(this.words[at])} – ${told.join(", ")}`;
+    byId("text-status").textContent = `${readable(this.words[at]) || "part of a character"} – ${told.join(", ")}`;
   }
 }
 
