@@ -219,7 +219,7 @@ def test_refusals() -> None:
     with pytest.raises(NonFiniteActivations):
         evaluate(Identity(2), Rows(torch.tensor([[1.0, 2.0], [torch.nan, 0.0]])))
     with pytest.raises(InvalidInput, match="Rows has no contexts"):
-        evaluate(Dense(), Rows(rows(9)), model=LoadedModel(torch.nn.Identity(), None, "none", True))
+        evaluate(Dense(), Rows(rows(9)), model=LoadedModel(torch.nn.Identity().eval(), None, "none", True))
     with pytest.raises(InvalidInput, match="1 of 2 batches have no 'document'"):
         list(reblock([Batch(rows(3)), Batch(rows(3), torch.arange(3))]))
 

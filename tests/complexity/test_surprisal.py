@@ -89,7 +89,7 @@ def test_a_model_that_gives_nan_scores_nothing(tiny: LoadedModel) -> None:
             output.logits[0, 3] = torch.nan
             return output
 
-    broken = replace(tiny, model=Broken())
+    broken = replace(tiny, model=Broken().eval())
     one = Surprisal(SurprisalConfig(model="x"), LanguageModel(broken, TextCutter(tiny.tokenizer, 256), 256))
     (done,) = one.score([Text("0", EASY)])
     assert (done.value, done.failure) == (None, "the score is inf")

@@ -11,17 +11,18 @@ import torch
 from numpy.typing import NDArray
 
 from ..errors import InvalidConfig, InvalidInput
-from .capture import resolve_module
 from .contexts import Contexts, Cutter, Window, batch_windows
 from .extract import extract_rows, row_columns
 from .items import Item
 from .models import LoadedModel, load_model
 from .plan import check_target, fingerprint
 from .shuffle import Place, PooledStream, generator, join, select_rows
+from .sites import find_site
 from .source import BLOCK_ROWS, NO_CONTEXTS, Batch, Source, Split, Stream
 from .splits import Bools, Ints, in_part, parts_of
 from .store import cutter_of
 from .texts import Document
+from .weights import fingerprint_of
 
 _CHUNK = 16  # documents tokenised together: a pool may end after any of them
 _BLOCK_WINDOWS = 64  # contexts captured together for held-out blocks
@@ -60,12 +61,12 @@ class LiveSource(Source):
                 f"batch_size = {batch_size}, buffer_rows = {buffer_rows}; raise both to 1 at least"
             )
         loaded = load_model(model) if isinstance(model, str) else model
-        resolve_module(loaded.model, module)
+        find_site(loaded.model, module)
         self._tensors = bool(documents) and isinstance(documents[0], Item)
         cutter = cutter_of(loaded, [module], context, self._tensors)
         self.documents = [document.id for document in documents]
         self._settings = {"context": context, "heldout": heldout, "split_seed": split_seed}
-        self.module, self._model = module, loaded.name
+        self.module, self._model, self._weights = module, loaded.name, fingerprint_of(loaded.model)
         self._parts = parts_of(self.documents, heldout, split_seed)
         train = np.flatnonzero(in_part(self._parts, "train"))
         self._pools = _LivePools(loaded, module, documents, train, cutter, batch_size, buffer_rows)
@@ -77,7 +78,8 @@ class LiveSource(Source):
 
     def describe(self) -> dict[str, Any]:
         counts = {"d_in": self.d_in, "documents": len(self.documents), "fingerprint": self._pools.digest}
-        return {"kind": "live", "model": self._model, "module": self.module, **counts, **self._settings}
+        named = {"kind": "live", "model": self._model, "module": self.module, "weights": self._weights}
+        return named | counts | self._settings
 
     def stream(self, batch_size: int, seed: int, state: dict[str, Any] | None = None) -> Stream:
         return PooledStream(self._pools, batch_size, seed, state)

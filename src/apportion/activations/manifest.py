@@ -29,6 +29,8 @@ class CaptureSettings(Config):
         shard_rows: most rows in a shard; a shard holds whole contexts.
         max_rows: the store ends after that many rows.
         inputs: what the model was fed: windows of a text's tokens, or tensors as they were given.
+        model_dtype: type of the model's weights, in which it computed.
+        device_map: how the model was spread over devices; it decides nothing but last bits.
         data: where the documents come from, in the words of whoever captured.
     """
 
@@ -40,6 +42,8 @@ class CaptureSettings(Config):
     shard_rows: int = Field(default=65_536, ge=1)
     max_rows: int | None = Field(default=None, ge=1)
     inputs: Literal["text", "tensors"] = "text"
+    model_dtype: str = "float32"
+    device_map: str | None = None
     data: JsonValue = None
 
 
@@ -76,6 +80,7 @@ class Progress(Config):
         widths: width of each module's activations.
         targets: whether the documents carry a target.
         fingerprint: of the documents that the shards were made from.
+        weights: fingerprint of the model's weights; empty in a capture of before there was one.
     """
 
     format: Literal["apportion-store"] = FORMAT
@@ -86,6 +91,7 @@ class Progress(Config):
     shards: tuple[ShardEntry, ...] = ()
     cursor: Cursor = Cursor()
     fingerprint: str = ""
+    weights: str = ""
 
     @property
     def rows(self) -> int:
@@ -101,6 +107,7 @@ class Manifest(Config):
         documents: number of documents read, those without a captured token included.
         fingerprint: of these documents (ids, texts and targets, in order).
         targets: whether each row carries the target of its document.
+        weights: fingerprint of the model's weights; empty in a store of before there was one.
     """
 
     format: Literal["apportion-store"] = FORMAT
@@ -111,6 +118,7 @@ class Manifest(Config):
     rows: int
     documents: int
     fingerprint: str
+    weights: str = ""
     targets: bool
     settings: CaptureSettings
     shards: tuple[ShardEntry, ...]

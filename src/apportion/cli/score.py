@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from tqdm import tqdm
 
-from ..activations import iter_documents, load_model
+from ..activations import iter_documents
 from ..activations.contexts import TextCutter, check_context, most_positions
 from ..activations.store import cutter_of
 from ..activations.texts import Document
@@ -33,6 +33,7 @@ from ..complexity.base import number_in
 from ..complexity.scores import FORMAT, Header, repeated_ids
 from ..errors import InvalidConfig, InvalidInput, StorageFailure
 from ..files import storage
+from .model import ModelOptions
 from .output import import_plugins, on_terminal, say, show
 from .probe import TABLE as TABLE_OF_PROBES
 from .probe import probe_rows
@@ -89,6 +90,7 @@ class Score:
     """probe: share of documents held out."""
     device: str = "cpu"
     """Where a model runs, such as cuda."""
+    loading: Annotated[ModelOptions, tyro.conf.arg(name="")] = field(default_factory=ModelOptions)
     plugin: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """A .py file or module with a scorer of your own; its code is run (repeatable)."""
     json: bool = False
@@ -165,7 +167,7 @@ class Score:
     def _contexts(self, documents: Sequence[Document]) -> list[Text]:
         if self.context is None or self.tokenizer is None:
             raise InvalidConfig("--context and --tokenizer belong together; give both, as for the capture")
-        loaded = load_model(self.tokenizer)
+        loaded = self.loading.load(self.tokenizer, "cpu")
         check_context(loaded.model, loaded.tokenizer, self.context)
         cutter = TextCutter(loaded.tokenizer, self.context, spans=True)
         texts = []
@@ -176,7 +178,7 @@ class Score:
         return texts
 
     def _language_model(self, name: str, context: int | None) -> LanguageModel:
-        loaded = load_model(name).to(self.device)
+        loaded = self.loading.load(name, self.device)
         length = context or min(most_positions(loaded.model) or LONGEST, LONGEST)
         return LanguageModel(loaded, cutter_of(loaded, (), length, tensors=False), length)
 
