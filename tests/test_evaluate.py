@@ -15,11 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from apportion import downstream
 from apportion.activations.contexts import Contexts, batch_windows, windows_of
 from apportion.activations.models import LoadedModel, load_model
 from apportion.activations.source import Batch, Source, Split, Stream
 from apportion.allocators import TokenChoiceConfig
 from apportion.code import Code
+from apportion.downstream import Downstream
 from apportion.errors import InvalidInput, NonFiniteActivations
 from apportion.evaluate import evaluate, reblock
 
@@ -219,7 +221,7 @@ def test_refusals() -> None:
     with pytest.raises(NonFiniteActivations):
         evaluate(Identity(2), Rows(torch.tensor([[1.0, 2.0], [torch.nan, 0.0]])))
     with pytest.raises(InvalidInput, match="Rows has no contexts"):
-        evaluate(Dense(), Rows(rows(9)), model=LoadedModel(torch.nn.Identity(), None, "none", True))
+        evaluate(Dense(), Rows(rows(9)), model=LoadedModel(torch.nn.Identity().eval(), None, "none", True))
     with pytest.raises(InvalidInput, match="1 of 2 batches have no 'document'"):
         list(reblock([Batch(rows(3)), Batch(rows(3), torch.arange(3))]))
 
@@ -264,6 +266,32 @@ def test_identity_is_exactly_one_and_zero_exactly_nought(tiny: LoadedModel, text
     assert nothing["ce_patched"] == nothing["ce_zero"]
     assert nothing["ce_clean"] == identity["ce_clean"] < nothing["ce_zero"]
     assert not any(module._forward_hooks for module in tiny.model.modules())
+
+
+def test_logits_are_held_within_a_bound(tiny: LoadedModel, texts: Texts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a part of a batch the last bits are others, since a product depends on its number of rows."""
+    sae = Dense(256, 512, 9)
+    whole = Downstream(texts, tiny).of(sae)
+    sizes: list[int] = []
+    handle = tiny.model.register_forward_hook(lambda m, args, out: sizes.append(out.logits.nbytes))
+    try:
+        Downstream(texts, tiny).of(sae)
+        assert max(sizes) * 3 < downstream.LOGIT_BYTES
+        bound = 3 * max(sizes) // 2
+        sizes.clear()
+        monkeypatch.setattr(downstream, "LOGIT_BYTES", bound)
+        parts = Downstream(texts, tiny)
+        cut = parts.of(sae)
+        assert 0 < 3 * max(sizes) <= bound
+        assert parts.of(Identity(256))["ce_score"] == 1.0
+        monkeypatch.setattr(downstream, "LOGIT_BYTES", 1)
+        sizes.clear()
+        one = Downstream(texts, tiny).of(sae)
+        assert len(sizes) == 3 * sum(len(batch.input_ids) for batch in texts.batches)
+    finally:
+        handle.remove()
+    for name, value in whole.items():
+        assert cut[name] == pytest.approx(value, rel=1e-5) and one[name] == pytest.approx(value, rel=1e-5), name
 
 
 def test_cross_entropy_recomputed(tiny: LoadedModel, texts: Texts) -> None:

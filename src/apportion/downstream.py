@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from .activations.capture import capture, patched
-from .activations.contexts import ContextSource
+from .activations.contexts import Contexts, ContextSource
 from .activations.models import LoadedModel
 from .activations.rows import StoreSource
 from .activations.source import Source, Split
@@ -17,7 +17,9 @@ from .errors import InvalidInput
 from .metrics import CausalDownstream, Codec, EncoderDownstream, Json, device_of
 
 CAUSAL_CONTEXTS, ENCODER_CONTEXTS = 8, 32
-"""Contexts that a patched model reads at once: three sets of logits, or of hidden states, are held together."""
+"""Most contexts that a patched model reads at once: three sets of logits, or hidden states, are held together."""
+LOGIT_BYTES = 2**31
+"""Of these sets together, in the type of the model. One context is the least, however much it takes."""
 _APART = 0.01
 """Of the square of a state: more than what another precision or batch makes of it."""
 KEPT_BYTES = 2**30
@@ -72,7 +74,8 @@ class Downstream:
         causal = self._model.causal
         metric = self._first.again() if self._first else CausalDownstream() if causal else EncoderDownstream()
         batches = self._source.contexts(self._split, CAUSAL_CONTEXTS if causal else ENCODER_CONTEXTS, self._limit)
-        for number, contexts in enumerate(tqdm(batches, desc="downstream", unit="batch", disable=not progress)):
+        parts = (part for contexts in batches for part in self._parts(contexts))
+        for number, contexts in enumerate(tqdm(parts, desc="downstream", unit="batch", disable=not progress)):
             inputs = contexts.inputs(self._model.device)
             keep = contexts.keep.to(self._model.device)
             clean = self._as_it_is(number, inputs)
@@ -84,6 +87,7 @@ class Downstream:
                 )
             else:
                 metric.update(clean=clean, patched=restored, zero=zeroed, keep=keep)
+            del clean, restored, zeroed  # for the next contexts to have their memory
         result = metric.result()
         self._first = self._first or metric
         return result
@@ -98,16 +102,21 @@ class Downstream:
             self._clean.append(output)
         return output
 
+    def _parts(self, contexts: Contexts) -> Iterator[Contexts]:
+        """The batch in parts whose logits fit into ``LOGIT_BYTES``, padded as it is."""
+        count, length = contexts.input_ids.shape
+        one = 3 * self._model.output_bytes(length)
+        step = max(1, LOGIT_BYTES // one) if one else count
+        return (contexts.part(slice(at, at + step)) for at in range(0, count, step))
+
     def _replaced(self, inputs: dict[str, Tensor], keep: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:
         """The output with ``fn`` applied to the kept rows of the module's states."""
         with patched(self._model.model, self._source.module, _replacing(keep, fn)):
             return self._output(inputs)
 
     def _output(self, inputs: dict[str, Tensor]) -> Tensor:
-        """Logits [c, L, vocabulary] of a causal model, else the last hidden state [c, L, d]."""
-        output = self._model.model(**inputs)
-        tensor: Tensor = output.logits if self._model.causal else output.last_hidden_state
-        return tensor
+        # Of a model that is spread over devices, the last one may be another than the first.
+        return self._model.output(inputs).to(self._model.device)
 
 
 def check_model(source: StoreSource, model: LoadedModel, split: Split = "evaluate") -> None:
@@ -149,7 +158,8 @@ def _replacing(keep: Tensor, fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor
 
     def replace(hidden: Tensor) -> Tensor:
         changed = hidden.clone()
-        changed[keep] = fn(hidden[keep]).to(hidden.device, hidden.dtype)
+        at = keep.to(hidden.device)
+        changed[at] = fn(hidden[at]).to(hidden.device, hidden.dtype)
         return changed
 
     return replace

@@ -89,7 +89,7 @@ def test_a_model_that_gives_nan_scores_nothing(tiny: LoadedModel) -> None:
             output.logits[0, 3] = torch.nan
             return output
 
-    broken = replace(tiny, model=Broken())
+    broken = replace(tiny, model=Broken().eval())
     one = Surprisal(SurprisalConfig(model="x"), LanguageModel(broken, TextCutter(tiny.tokenizer, 256), 256))
     (done,) = one.score([Text("0", EASY)])
     assert (done.value, done.failure) == (None, "the score is inf")
@@ -107,3 +107,19 @@ def test_a_model_that_predicts_nothing_is_refused(tools: Tools, tiny: LoadedMode
 def test_settings_say_how_long_contexts_were(tools: Tools) -> None:
     assert scorer(tools).settings() == {"model": "tiny", "context": 256, "batch_size": 8}
     assert scorer(tools, context=32).settings()["context"] == 32
+
+
+def test_logits_are_held_within_a_bound(tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = torch.randint(5, 400, (5, 12), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    whole = module.token_losses(tiny, ids, mask)
+    sizes: list[int] = []
+    handle = tiny.model.register_forward_hook(lambda m, args, out: sizes.append(len(out.logits)))
+    try:
+        for contexts in (2, 1, 0):
+            monkeypatch.setattr(module, "LOGIT_BYTES", contexts * tiny.output_bytes(12))
+            found = module.token_losses(tiny, ids, mask)
+            torch.testing.assert_close(found, whole, equal_nan=True)
+    finally:
+        handle.remove()
+    assert sizes == [2, 2, 1, *[1] * 10]

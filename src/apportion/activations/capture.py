@@ -1,9 +1,8 @@
-"""Hidden states of any torch module, by forward hooks: read by ``capture``, replaced by ``patched``."""
+"""Hidden states of any torch module, by hooks: read by ``capture``, replaced by ``patched``."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -11,70 +10,65 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import ApportionError, InvalidInput, UnknownName, nearest
+from ..errors import ApportionError, InvalidInput
+from .sites import Site, find_site
+from .states import Shapes, shapes_of, state_of, with_tensor
 
-Hook = Callable[[nn.Module, Any, Any], Any]
+Hook = Callable[[Any], Any]
+"""Sees what a module returned, or its arguments (a tuple and keyword arguments), and may return others."""
 
-_MODEL_ERRORS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
+_MODEL_ERRORS = (
+    *(RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError),
+    *(ImportError, ArithmeticError),
+)
 
 
 class _Stop(Exception):
     """Raised by the last hook: what comes after it in the model is not needed."""
 
 
-def resolve_module(model: nn.Module, path: str) -> nn.Module:
-    """The submodule at ``path``. Raises ``UnknownName`` naming the nearest paths."""
-    modules: dict[str, nn.Module] = dict(model.named_modules())
-    if path not in modules or path == "":
-        known = nearest(path, (name for name in modules if name))
-        raise UnknownName(f"{type(model).__name__} has no module {path!r}; nearest: {known}")
-    return modules[path]
+class _Outside(BaseException):
+    """Carries an error of the function that replaces a state through the model, which is not to blame for it."""
 
 
 def capture(model: nn.Module, modules: Sequence[str], inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Hidden states in one forward pass, which ends as soon as the last of ``modules`` has run.
 
     Args:
-        modules: paths of submodules; of one that runs several times, the first run counts.
+        modules: places in the model, named as ``sites`` says: paths of submodules for what they return,
+            ``PATH:input`` for what they read. Of a module that runs several times, the first run counts.
         inputs: keyword arguments of ``model``, such as ``input_ids`` or ``pixel_values``.
 
-    Returns: [batch, positions, width] for each path, without gradient. The model keeps its mode and no hook.
+    Returns: [batch, positions, width] for each place, without gradient. The model keeps its mode and no hook.
 
-    Raises: ``UnknownName`` for a path that is not there, ``InvalidInput`` for a module that never runs or
+    Raises: ``UnknownName`` for a place that is not there, ``InvalidInput`` for a module that never runs or
     whose output is not a hidden state, and for inputs that the model cannot run on.
     """
     if not modules:
         raise InvalidInput("no module to capture was named; give at least one module path")
     found: dict[str, Tensor] = {}
     wanted = len(set(modules))
+    shapes = shapes_of(inputs.values())
 
-    def hook_for(path: str) -> Hook:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            if path in found:
+    def hook_for(site: Site) -> Hook:
+        def hook(value: Any) -> None:
+            if site.name in found:
                 return
-            hidden = _hidden(output, path)
+            state = state_of(site, value, shapes).part
             # What runs later may write into the tensor; after the last one nothing runs.
-            found[path] = hidden if len(found) + 1 == wanted else hidden.clone()
+            found[site.name] = state if len(found) + 1 == wanted else state.clone()
             if len(found) == wanted:
                 raise _Stop
 
         return hook
 
     with contextlib.ExitStack() as stack:
-        for path in dict.fromkeys(modules):
-            stack.enter_context(_hooked(resolve_module(model, path), hook_for(path)))
+        for name in dict.fromkeys(modules):
+            site = find_site(model, name)
+            stack.enter_context(_hooked(site, hook_for(site)))
         stack.enter_context(torch.no_grad())
-        try:
-            model(**inputs)
-        except _Stop:
-            pass
-        except _MODEL_ERRORS as error:
-            if isinstance(error, ApportionError) or _out_of_memory(error):
-                raise
-            raise InvalidInput(
-                f"{type(model).__name__} cannot run on inputs {_shapes(inputs)} ({first_line(error)}); give it "
-                "what it was made for, or a shorter context"
-            ) from error
+        stack.enter_context(contextlib.suppress(_Stop))
+        run(model, inputs)
     missing = [path for path in modules if path not in found]
     if missing:
         raise InvalidInput(
@@ -83,45 +77,66 @@ def capture(model: nn.Module, modules: Sequence[str], inputs: Mapping[str, Tenso
     return found
 
 
+def run(model: nn.Module, inputs: Mapping[str, Tensor]) -> Any:
+    """What ``model`` returns for ``inputs``, its keyword arguments.
+
+    Raises: ``InvalidInput`` for inputs that it cannot run on. A lack of memory stays what it is.
+    """
+    try:
+        return model(**inputs)
+    except _MODEL_ERRORS as error:
+        if isinstance(error, ApportionError) or _out_of_memory(error):
+            raise
+        raise InvalidInput(
+            f"{type(model).__name__} cannot run on inputs {_shapes(inputs)} ({first_line(error)}); give it "
+            "what it was made for, or a shorter context"
+        ) from error
+
+
 @contextlib.contextmanager
 def patched(model: nn.Module, module: str, fn: Callable[[Tensor], Tensor]) -> Iterator[nn.Module]:
-    """Within the context, the hidden state of ``module`` is replaced by ``fn`` of it.
+    """Within the context, the hidden state at ``module`` is replaced by ``fn`` of it.
 
-    What else the module returns stays as it is; an identity ``fn`` leaves the model's output equal to the
-    bit. Of a module that runs several times in a forward pass of ``model``, the first run is changed, which is
-    the one that ``capture`` reads. Only forward passes of the thread that entered the context are changed.
+    What else the module returns or reads stays as it is; an identity ``fn`` leaves the model's output equal to
+    the bit. Of a module that runs several times in a forward pass of ``model``, the first run is changed, which
+    is the one that ``capture`` reads. Only forward passes of the thread that entered the context are changed.
 
-    Raises: ``UnknownName`` for a path that is not there; ``InvalidInput``, from the forward pass, if the
-    output is not a hidden state or ``fn`` changes its shape.
+    Args:
+        module: a place in the model, as for ``capture``.
+
+    Raises: ``UnknownName`` for a place that is not there; ``InvalidInput``, from the forward pass, if there is
+    no hidden state or ``fn`` changes its shape.
     """
-
     owner = threading.get_ident()
+    site = find_site(model, module)
     done = False
+    shapes: Shapes = ()
 
-    def begin(root: nn.Module, args: Any) -> None:
-        nonlocal done
+    def begin(root: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        nonlocal done, shapes
         if threading.get_ident() == owner:
-            done = False
+            done, shapes = False, shapes_of([*args, *kwargs.values()])
 
-    def hook(layer: nn.Module, args: Any, output: Any) -> Any:
+    def hook(value: Any) -> Any:
         nonlocal done
         if done:
             return None
         done = True
-        hidden = _hidden(output, module)
-        replacement = fn(hidden)
-        if replacement.shape != hidden.shape:
-            raise InvalidInput(
-                f"the replacement of {module!r} has shape {tuple(replacement.shape)}; expected that of "
-                f"the hidden state, {tuple(hidden.shape)}: return a tensor of the same shape"
-            )
-        return _replace(output, hidden, replacement)
+        state = state_of(site, value, shapes)
+        try:
+            replacement = fn(state.part)
+        except Exception as error:
+            raise _Outside from error
+        return with_tensor(value, state.raw, state.replaced(replacement))
 
-    layer = resolve_module(model, module)
-    handle = model.register_forward_pre_hook(begin)
+    handle = model.register_forward_pre_hook(begin, with_kwargs=True)
     try:
-        with _hooked(layer, hook):
+        with _hooked(site, hook):
             yield model
+    except _Outside as carrier:
+        cause = carrier.__cause__
+        assert cause is not None
+        raise cause from None
     finally:
         handle.remove()
 
@@ -167,50 +182,28 @@ def _shapes(inputs: Mapping[str, Any]) -> str:
 
 
 @contextlib.contextmanager
-def _hooked(module: nn.Module, hook: Hook) -> Iterator[None]:
+def _hooked(site: Site, hook: Hook) -> Iterator[None]:
     # A source that captures in its own thread may share the model with an evaluation in this one.
     owner = threading.get_ident()
 
-    def own(layer: nn.Module, args: Any, output: Any) -> Any:
-        return hook(layer, args, output) if threading.get_ident() == owner else None
+    def after(layer: nn.Module, args: Any, output: Any) -> Any:
+        return hook(output) if threading.get_ident() == owner else None
 
-    handle = module.register_forward_hook(own)
+    def before(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if threading.get_ident() != owner:
+            return None
+        # The state is the first argument, by place or else by name.
+        if any(isinstance(arg, Tensor) for arg in args):
+            changed = hook(args)
+            return None if changed is None else (changed, kwargs)
+        changed = hook(kwargs)
+        return None if changed is None else (args, changed)
+
+    if site.of_input:
+        handle = site.module.register_forward_pre_hook(before, with_kwargs=True)
+    else:
+        handle = site.module.register_forward_hook(after)
     try:
         yield
     finally:
         handle.remove()
-
-
-def _parts(output: Any) -> list[Any]:
-    if isinstance(output, Mapping):
-        return list(output.values())
-    if isinstance(output, (tuple, list)):
-        return list(output)
-    if dataclasses.is_dataclass(output):
-        return [getattr(output, field.name) for field in dataclasses.fields(output)]
-    return [output]
-
-
-def _hidden(output: Any, path: str) -> Tensor:
-    """The first tensor of a module's output, which must be a hidden state."""
-    first = next((part for part in _parts(output) if isinstance(part, Tensor)), None)
-    if first is None or first.ndim != 3 or not first.is_floating_point():
-        seen = type(output).__name__ if first is None else f"a {first.dtype} tensor of shape {tuple(first.shape)}"
-        raise InvalidInput(
-            f"module {path!r} returns {seen}, which is no hidden state; expected a floating tensor "
-            "[batch, positions, width]: choose a layer or block of the model"
-        )
-    return first
-
-
-def _replace(output: Any, old: Tensor, new: Tensor) -> Any:
-    """``output`` with the tensor ``old`` replaced, in the same structure."""
-    if isinstance(output, Mapping):
-        return type(output)(**{key: new if value is old else value for key, value in output.items()})
-    if isinstance(output, (tuple, list)):
-        parts = [new if part is old else part for part in output]
-        return type(output)(*parts) if hasattr(output, "_fields") else type(output)(parts)
-    if dataclasses.is_dataclass(output) and not isinstance(output, type):
-        names = {field.name: getattr(output, field.name) for field in dataclasses.fields(output)}
-        return dataclasses.replace(output, **{k: new for k, v in names.items() if v is old})
-    return new

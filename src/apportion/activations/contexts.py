@@ -83,6 +83,10 @@ class Contexts:
         """Number of kept tokens."""
         return int(self.keep.sum())
 
+    def part(self, rows: slice) -> Contexts:
+        """Some of the contexts, padded as all of them are."""
+        return Contexts(**{name: column[rows] for name, column in vars(self).items()})
+
     def inputs(self, device: torch.device | str = "cpu") -> dict[str, Tensor]:
         """What the model takes: ``input_ids`` and ``attention_mask``, on ``device``."""
         return {"input_ids": self.input_ids.to(device), "attention_mask": self.attention_mask.to(device)}

@@ -15,6 +15,8 @@ from .contexts import Window, model_inputs
 from .items import positions_and_width
 from .models import LoadedModel
 
+_CHECKED_ROWS = 1024
+
 
 def forward_batches(windows: Sequence[Window], batch_size: int) -> list[list[int]]:
     """The windows in batches of similar length, so that little is padded: indices into ``windows``."""
@@ -39,6 +41,7 @@ def extract_rows(
     counts = np.array([window.rows for window in windows], np.int64)
     begins = torch.from_numpy(np.concatenate([[0], counts.cumsum()]))
     rows: dict[str, Tensor] = {}
+    loaded.check_mode()
     batches = forward_batches(windows, batch_size)
     if all(len(batch) == 1 for batch in batches):
         _check_states(loaded, modules, windows[0])
@@ -51,7 +54,7 @@ def extract_rows(
                     f"module {path!r} gave {tuple(hidden.shape)} for contexts of shape {tuple(keep.shape)}; "
                     "expected one position per token: choose another module"
                 )
-            kept = hidden.cpu()[keep].to(dtype)
+            kept = hidden[keep.to(hidden.device)]
             if path not in rows:
                 rows[path] = torch.empty(int(begins[-1]), kept.shape[1], dtype=dtype)
             if kept.shape[1] != rows[path].shape[1]:
@@ -59,7 +62,7 @@ def extract_rows(
                     f"module {path!r} gives states of width {rows[path].shape[1]} and of width {kept.shape[1]}; "
                     "expected one width: choose a layer or block of the model"
                 )
-            rows[path][place] = kept
+            rows[path][place] = kept.to("cpu", dtype)
     for path, tensor in rows.items():
         _check_finite(tensor, path, windows)
     return rows
@@ -82,9 +85,11 @@ def row_columns(windows: Sequence[Window]) -> tuple[NDArray[np.int32], NDArray[n
 
 def _check_finite(rows: Tensor, path: str, windows: Sequence[Window]) -> None:
     # A sum is finite only if every term is; the exact search is left for when it is not.
-    if bool(torch.isfinite(rows.sum(dtype=torch.float32))):
+    # Piece by piece: a sum in another type begins with a copy.
+    pieces = rows.split(_CHECKED_ROWS)
+    if all(bool(torch.isfinite(piece.sum(dtype=torch.float32))) for piece in pieces):
         return
-    bad = (~torch.isfinite(rows).all(1)).nonzero()
+    bad = torch.cat([~torch.isfinite(piece).all(1) for piece in pieces]).nonzero()
     if len(bad):
         document, position = row_columns(windows)
         at = int(bad[0])

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from ..errors import InvalidConfig, InvalidInput
 from ..files import DIGEST
-from .capture import resolve_module
 from .contexts import Contexts, Cutter, Window, batch_windows
 from .extract import extract_rows, row_columns
 from .frame import Bos, cut_otherwise
@@ -22,10 +21,12 @@ from .keep import MEDIAN_ROWS, OUTLIERS, Outliers, beyond, check_outliers, norm_
 from .models import LoadedModel, load_model
 from .plan import check_target, fingerprint
 from .shuffle import Place, PooledStream, generator, join, select_rows
+from .sites import find_site
 from .source import BLOCK_ROWS, NO_CONTEXTS, Batch, Source, Split, Stream
 from .splits import Bools, Ints, in_part, parts_of
 from .store import cutter_of
 from .texts import Document
+from .weights import fingerprint_of
 
 _CHUNK = 16  # documents tokenised together: a pool may end after any of them
 _BLOCK_WINDOWS = 64  # contexts captured together for held-out blocks
@@ -70,14 +71,14 @@ class LiveSource(Source):
                 f"batch_size = {batch_size}, buffer_rows = {buffer_rows}; raise both to 1 at least"
             )
         loaded = load_model(model) if isinstance(model, str) else model
-        resolve_module(loaded.model, module)
+        find_site(loaded.model, module)
         self._tensors = bool(documents) and isinstance(documents[0], Item)
         cutter = cutter_of(loaded, [module], context, self._tensors, skip_first=skip_first, bos=bos)
         self.documents = [document.id for document in documents]
         self.digests = [document.digest()[:DIGEST] for document in documents]
         self._settings: dict[str, Any] = {"context": context, "heldout": heldout, "split_seed": split_seed}
         self._settings |= cut_otherwise(skip_first, bos)
-        self.module, self._model = module, loaded.name
+        self.module, self._model, self._weights = module, loaded.name, fingerprint_of(loaded.model)
         self._parts = parts_of(self.documents, heldout, split_seed)
         train = np.flatnonzero(in_part(self._parts, "train"))
         self._pools = _LivePools(loaded, module, documents, train, cutter, batch_size, buffer_rows)
@@ -95,6 +96,7 @@ class LiveSource(Source):
             "kind": "live",
             "model": self._model,
             "module": self.module,
+            "weights": self._weights,
             "tokens": told,
             **counts,
             **self._settings,

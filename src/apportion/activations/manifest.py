@@ -33,6 +33,8 @@ class CaptureSettings(Config):
         skip_first: the first so many positions of every context are left out, special tokens included.
         bos: whether contexts begin with the token that begins a text: as the tokenizer does it, always, never.
         inputs: what the model was fed: windows of a text's tokens, or tensors as they were given.
+        model_dtype: type of the model's weights, in which it computed.
+        device_map: how the model was spread over devices; it decides nothing but last bits.
         data: where the documents come from, in the words of whoever captured.
     """
 
@@ -47,6 +49,8 @@ class CaptureSettings(Config):
     skip_first: int = Field(default=0, ge=0)
     bos: Bos = "auto"
     inputs: Literal["text", "tensors"] = "text"
+    model_dtype: str = "float32"
+    device_map: str | None = None
     data: JsonValue = None
 
 
@@ -85,6 +89,7 @@ class Progress(Config):
         fingerprint: of the documents that the shards were made from.
         bounds: norm above which a row is an outlier, by module; None until it is known. A module without one has
             no outliers.
+        weights: fingerprint of the model's weights; empty in a capture of before there was one.
     """
 
     format: Literal["apportion-store"] = FORMAT
@@ -96,6 +101,7 @@ class Progress(Config):
     cursor: Cursor = Cursor()
     fingerprint: str = ""
     bounds: dict[str, float] | None = None
+    weights: str = ""
 
     @property
     def rows(self) -> int:
@@ -113,6 +119,7 @@ class Manifest(Config):
         targets: whether each row carries the target of its document.
         bounds: see ``Progress``; None in stores of before there were any.
         left_out: records of the data that gave no document, by the reason.
+        weights: fingerprint of the model's weights; empty in a store of before there was one.
     """
 
     format: Literal["apportion-store"] = FORMAT
@@ -123,6 +130,7 @@ class Manifest(Config):
     rows: int
     documents: int
     fingerprint: str
+    weights: str = ""
     targets: bool
     left_out: dict[str, int] = Field(default_factory=dict)
     settings: CaptureSettings

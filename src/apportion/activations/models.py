@@ -4,35 +4,44 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import ApportionError, InvalidConfig, InvalidInput, MissingExtra, UnknownName
-from .capture import first_line
+from .capture import first_line, run
 from .places import Place, locate, model_note, nearest_models
+from .precision import check_device_map, check_dtype, loaded_dtype
 
 _CAUSAL = ("ForCausalLM", "LMHeadModel")
 
 
 @dataclass(frozen=True, eq=False)
 class LoadedModel:
-    """A model that is only read: eval mode, float32, no gradients.
+    """A model that is only read: in eval mode, as dropout would put noise into every state.
 
     Attributes:
         tokenizer: a transformers tokenizer, or None for a model that comes without one.
         name: as given to ``load_model``.
         causal: whether the model predicts next tokens (its output has ``logits``).
+        device_map: how it was spread over several devices, None if it was not.
+
+    Raises: ``InvalidInput`` for a model in training mode.
     """
 
     model: nn.Module
     tokenizer: Any
     name: str
     causal: bool
+    device_map: str | None = None
+
+    def __post_init__(self) -> None:
+        self.check_mode()
 
     @property
     def note(self) -> str:
@@ -41,11 +50,31 @@ class LoadedModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the model's parameters are."""
-        return next((p.device for p in self.model.parameters()), torch.device("cpu"))
+        """Where the model's parameters are; of one that is spread, where the first ones are."""
+        # Parameters that accelerate keeps elsewhere until they are used are on "meta".
+        here = (p.device for p in self.model.parameters() if p.device.type != "meta")
+        return next(here, torch.device("cpu"))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the model's parameters, the most common one where there are several."""
+        counts: Counter[torch.dtype] = Counter()
+        for parameter in self.model.parameters():
+            if parameter.is_floating_point():
+                counts[parameter.dtype] += parameter.numel()
+        return counts.most_common(1)[0][0] if counts else torch.float32
 
     def to(self, device: str | torch.device) -> LoadedModel:
-        """The same model, moved to ``device``. Raises ``InvalidConfig`` for one that is not here."""
+        """The same model, moved to ``device``.
+
+        Raises: ``InvalidConfig`` for one that is not here or lacks the model's dtype, and for a model that is
+            spread over several.
+        """
+        if self.device_map is not None:
+            raise InvalidConfig(
+                f"the model {self.name!r} is spread over devices by the map {self.device_map!r} and cannot move "
+                f"to {str(device)!r}; leave one of the two out"
+            )
         try:
             torch.zeros(1, device=device)
         except (RuntimeError, AssertionError, NotImplementedError) as error:
@@ -53,29 +82,84 @@ class LoadedModel:
                 f"device {str(device)!r} cannot be used ({first_line(error)}); choose one of this machine, "
                 "such as cpu or cuda"
             ) from None
+        check_dtype(self.dtype, torch.device(device))
         return replace(self, model=self.model.to(device))
 
+    def check_mode(self) -> None:
+        """Refuse a model in training mode, of which any part may be. Raises ``InvalidInput``."""
+        learning = next((name for name, part in self.model.named_modules() if part.training), None)
+        if learning is not None:
+            where = f"its module {learning!r} is" if learning else "it is"
+            raise InvalidInput(
+                f"the model {self.name!r} would give other states at each pass, since {where} in training mode; "
+                "call `.eval()` on it"
+            )
 
-def load_model(name: str) -> LoadedModel:
+    def output(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """What the model makes of contexts [c, L], on whatever device that ends on.
+
+        Returns: logits [c, L, vocabulary] if it is causal, else the last hidden state [c, L, d], which of an
+            encoder-decoder is the encoder's.
+
+        Raises: ``InvalidInput`` for inputs that it cannot run on, or if there is no such output.
+        """
+        self.check_mode()
+        reader: Any = self.model
+        config = getattr(reader, "config", None)
+        if not self.causal and getattr(config, "is_encoder_decoder", False):
+            reader = reader.get_encoder()
+        kind = "logits" if self.causal else "last_hidden_state"
+        found = getattr(run(reader, inputs), kind, None)
+        shape = inputs["input_ids"].shape if "input_ids" in inputs else None
+        if not isinstance(found, Tensor) or found.ndim != 3 or (shape and found.shape[:2] != shape):
+            seen = f"{kind} of shape {tuple(found.shape)}" if isinstance(found, Tensor) else f"no {kind}"
+            raise InvalidInput(
+                f"the output of the model {self.name!r} ({type(reader).__name__}) has {seen}; expected one for "
+                f"each position of {tuple(shape or ())}: leave the model out, or load one that is "
+                f"{'an encoder' if self.causal else 'a language model'}"
+            )
+        return found
+
+    def output_bytes(self, positions: int) -> int:
+        """Bytes of the logits of so many positions; 0 where nothing tells the size of the vocabulary."""
+        words = getattr(getattr(self._unembedding(), "weight", None), "shape", (0,))[0] if self.causal else 0
+        return int(positions * words * self.dtype.itemsize)
+
+    def _unembedding(self) -> Any:
+        try:
+            return cast(Any, self.model).get_output_embeddings()
+        except (AttributeError, NotImplementedError):
+            return None
+
+
+def load_model(name: str, *, dtype: str = "auto", device_map: str | None = None) -> LoadedModel:
     """Load the model ``name``: a folder, a GGUF file, a hub id, or a key of ``places.INSTALLED``.
 
     Never runs code from the hub. The weights of a GGUF file are dequantised.
 
+    Args:
+        dtype: of the weights: one of ``precision.ModelDtype``.
+        device_map: one of ``precision.DeviceMap``, or None for one device.
+
     Raises: ``UnknownName`` naming the nearest ones, ``InvalidInput`` for a model whose weights are not all
-    there or whose GGUF file holds what transformers cannot read, ``MissingExtra`` without transformers or
-    the package of an installed model.
+    there or whose GGUF file holds what transformers cannot read, ``InvalidConfig`` for an unknown or useless
+    ``dtype`` or ``device_map``, ``MissingExtra`` without transformers, accelerate for a device map, or the
+    package of an installed model.
     """
+    check_device_map(device_map)
     transformers = _transformers()
     place = locate(name)
     with _quiet(transformers):
         try:
-            model, causal = _load(transformers, name, place)
+            model, causal = _load(transformers, name, place, dtype, device_map)
         except ApportionError:
             raise
         except Exception as error:  # transformers, the hub and httpx raise their own families
             raise _unreadable(name, place, error) from None
         tokenizer = _load_tokenizer(transformers, place)
-    return LoadedModel(model.eval().requires_grad_(False), tokenizer, name, causal)
+    loaded = LoadedModel(model.eval().requires_grad_(False), tokenizer, name, causal, device_map)
+    check_dtype(loaded.dtype, loaded.device)
+    return loaded
 
 
 def load_tokenizer(name: str) -> Any:
@@ -86,29 +170,45 @@ def load_tokenizer(name: str) -> Any:
         return _load_tokenizer(transformers, place)
 
 
-def _load(transformers: Any, name: str, place: Place) -> tuple[nn.Module, bool]:
+def _load(
+    transformers: Any, name: str, place: Place, dtype: str, device_map: str | None
+) -> tuple[nn.Module, bool]:
     """The model, and whether it predicts next tokens."""
     config = transformers.AutoConfig.from_pretrained(place.source, **place.options)
-    causal = _is_causal(transformers, config, place)
-    kind: Any = transformers.AutoModelForCausalLM if causal else transformers.AutoModel
+    # A file may name an implementation that transformers would fetch from the hub and run.
+    config._attn_implementation = config._experts_implementation = None
+    kind, causal = _kind(transformers, config, place)
     # The type is explicit, because the default is the one that the file was stored in. Weights that are missing
     # or of another size would be filled at random.
     model, report = kind.from_pretrained(
         place.source,
         config=config,
-        dtype=torch.float32,
+        dtype=loaded_dtype(dtype, kind, config, place),
         output_loading_info=True,
         ignore_mismatched_sizes=True,
         **place.options,
+        **({} if device_map is None else {"device_map": device_map}),
     )
     _check_whole(name, report)
+    for part in (model.config, model.config.get_text_config()):
+        part.use_cache = False  # keys and values of all layers, which nobody reads
     return model, causal
 
 
-def _is_causal(transformers: Any, config: Any, place: Place) -> bool:
-    if place.gguf is not None:  # which names no class; encoders are not read from this format
-        return type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
-    return any(architecture.endswith(_CAUSAL) for architecture in config.architectures or ())
+def _kind(transformers: Any, config: Any, place: Place) -> tuple[Any, bool]:
+    """The class that reads all that is wanted of a file, and whether that predicts next tokens."""
+    names = config.architectures or ()
+    text = config.get_text_config()
+    decoder_only = not (config.is_encoder_decoder or getattr(text, "is_encoder_decoder", False))
+    # A GGUF file names no class, and encoders are not read from this format.
+    named = type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING if place.gguf is not None else False
+    if named or any(architecture.endswith(_CAUSAL) for architecture in names):
+        return transformers.AutoModelForCausalLM, True
+    # Whoever reads text beside pictures or sound ends otherwise, and can be asked whether it writes.
+    for own in (getattr(transformers, architecture, None) for architecture in names):
+        if decoder_only and own is not None and own.can_generate():
+            return own, True
+    return transformers.AutoModel, False
 
 
 def _unreadable(name: str, place: Place, error: Exception) -> ApportionError:

@@ -166,24 +166,30 @@ class StoreSource(SplitSource):
 
     def describe(self) -> dict[str, Any]:
         settings = self.manifest.settings
+        # A store of before there were fingerprints of weights has none.
+        weights = {"weights": self.manifest.weights} if self.manifest.weights else {}
         rows: dict[str, Any] = {"last_only": True} if self._last_only else {}
-        return rows | {
-            "kind": "store",
-            "path": self._path,
-            "model": self.manifest.model,
-            "module": self.module,
-            "d_in": self.d_in,
-            "rows": self._end,
-            "documents": self.manifest.documents,
-            "fingerprint": self.manifest.fingerprint,
-            "dtype": self.manifest.dtype,
-            "context": settings.context,
-            "data": settings.data,
-            "heldout": self._heldout,
-            "split_seed": self._seed,
-            **cut_otherwise(settings.skip_first, settings.bos),
-            **self._tokens(),
-        }
+        return (
+            rows
+            | weights
+            | {
+                "kind": "store",
+                "path": self._path,
+                "model": self.manifest.model,
+                "module": self.module,
+                "d_in": self.d_in,
+                "rows": self._end,
+                "documents": self.manifest.documents,
+                "fingerprint": self.manifest.fingerprint,
+                "dtype": self.manifest.dtype,
+                "context": settings.context,
+                "data": settings.data,
+                "heldout": self._heldout,
+                "split_seed": self._seed,
+                **cut_otherwise(settings.skip_first, settings.bos),
+                **self._tokens(),
+            }
+        )
 
     def _tokens(self) -> dict[str, Any]:
         """Which tokens take part, for ``describe``; a store of before that was a policy says nothing."""

@@ -18,7 +18,6 @@ from tqdm import tqdm
 
 from ..errors import CorruptStore, InvalidConfig, InvalidInput
 from ..files import DIGEST, locked
-from .capture import resolve_module
 from .contexts import Cutter, TextCutter, check_context, embedding_rows
 from .extract import extract_rows, row_columns
 from .files import Folder
@@ -39,9 +38,12 @@ from .manifest import (
 from .models import LoadedModel, load_model
 from .places import spelled
 from .plan import Plan, ShardPlan
+from .precision import name_of
 from .records import LeftOut
 from .shards import write_shard
+from .sites import find_site
 from .texts import Document, Documents
+from .weights import fingerprint_of
 
 _OURS = r"shard-\d+\.safetensors|manifest\.json|progress\.json"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -67,8 +69,9 @@ def capture_to_store(
     """Capture ``modules`` over ``documents`` into the folder ``out`` (a path or fsspec URL).
 
     The same documents and settings give the same store to the byte, however often the capture is killed and
-    called again: it goes on after the last whole shard. A complete store is left as it is. Memory holds two
-    shards.
+    called again: it goes on after the last whole shard. A complete store is left as it is. Memory holds the
+    model, the states of one batch and a shard, and beside that what is made of the next one while a shard is
+    written.
 
     Args:
         modules: module paths, all captured in one pass.
@@ -105,22 +108,25 @@ def capture_to_store(
     if shard_rows < context and not tensors:
         raise InvalidConfig(f"shard_rows = {shard_rows} is below context = {context}; raise it to that at least")
     loaded = load_model(model) if isinstance(model, str) else model
+    loads = {"model_dtype": name_of(loaded.dtype), "device_map": loaded.device_map}
+    settings = settings.model_copy(update=loads)
     for path in settings.modules:
-        resolve_module(loaded.model, path)
+        find_site(loaded.model, path)
     cutter = cutter_of(loaded, settings.modules, context, tensors, skip_first=skip_first, bos=bos)
     folder = Folder(out)
     folder.create()
     left_out = documents.left_out if isinstance(documents, Documents) else LeftOut()
     plan = Plan(settings, loaded.tokenizer, itertools.chain(head, stream), cutter)
+    weights = fingerprint_of(loaded.model)
     if folder.exists(MANIFEST):
-        return _finished(folder, settings, plan)
+        return _finished(folder, settings, plan, weights)
     with contextlib.ExitStack() as stack:
         if folder.local is not None:
             stack.enter_context(locked(folder.local, "capturing into"))
         if folder.exists(MANIFEST):  # whoever held the lock has completed it
-            return _finished(folder, settings, plan)
+            return _finished(folder, settings, plan, weights)
         bar = stack.enter_context(tqdm(total=max_rows, unit="row", disable=not progress))
-        return _run(loaded, plan, _begin(folder, settings), folder, bar, left_out)
+        return _run(loaded, plan, _begin(folder, settings, weights), folder, bar, left_out)
 
 
 def cutter_of(
@@ -145,10 +151,11 @@ def cutter_of(
     return TextCutter(loaded.tokenizer, context, rows, skip_first=skip_first, bos=bos)
 
 
-def _begin(folder: Folder, settings: CaptureSettings) -> Progress:
+def _begin(folder: Folder, settings: CaptureSettings, weights: str) -> Progress:
     """The progress to go on from. Refuses another capture's, or one whose shards are gone."""
-    known = read_progress(folder) or Progress(settings=settings)
+    known = read_progress(folder) or Progress(settings=settings, weights=weights)
     _same(folder, known.settings, settings)
+    _same_weights(folder, known, weights)
     _check_sizes(folder, known.shards)
     return known
 
@@ -164,10 +171,11 @@ def _check_sizes(folder: Folder, shards: Sequence[ShardEntry]) -> None:
             )
 
 
-def _finished(folder: Folder, settings: CaptureSettings, plan: Plan) -> Manifest:
+def _finished(folder: Folder, settings: CaptureSettings, plan: Plan, weights: str) -> Manifest:
     """The manifest of the store that is already complete, if it is the one asked for."""
     manifest = read_manifest(folder)
     _same(folder, manifest.settings, settings)
+    _same_weights(folder, manifest, weights)
     _check_sizes(folder, manifest.shards)
     plan.verify(manifest.documents, manifest.fingerprint, whole=manifest.rows != settings.max_rows)
     LeftOut().tell(manifest.left_out)
@@ -177,14 +185,24 @@ def _finished(folder: Folder, settings: CaptureSettings, plan: Plan) -> Manifest
 
 
 def _same(folder: Folder, there: CaptureSettings, asked: CaptureSettings) -> None:
-    # The fingerprint guards the documents themselves; where they lie may be spelled in many ways.
-    old, new = (one.model_dump(mode="json", exclude={"data"}) for one in (there, asked))
+    # The fingerprint guards the documents themselves; where they lie may be spelled in many ways. Nor do the
+    # devices that a model is spread over make another store.
+    old, new = (one.model_dump(mode="json", exclude={"data", "device_map"}) for one in (there, asked))
     old["model"] = spelled(old["model"])
     changed = [f"{key} was {old[key]!r} and is now {new[key]!r}" for key in old if old[key] != new[key]]
     if changed:
         raise InvalidConfig(
             f"{folder.url} holds a capture with other settings ({'; '.join(changed)}); capture into another "
             "folder or repeat the old settings"
+        )
+
+
+def _same_weights(folder: Folder, there: Progress | Manifest, weights: str) -> None:
+    # What was captured before there were fingerprints has none.
+    if there.weights and there.weights != weights:
+        raise InvalidConfig(
+            f"{folder.url} was captured from other weights of {there.settings.model} (fingerprint "
+            f"{there.weights}) than it has now ({weights}); bring those back, or capture into another folder"
         )
 
 
@@ -205,8 +223,9 @@ def _run(
             )
             if pending is not None:
                 done = pending.result()
-            pending = writer.submit(_write, folder, done, shard, rows)
             bar.update(len(next(iter(rows.values()))))
+            pending = writer.submit(_write, folder, done, shard, rows)
+            del rows  # for the writer to free it, and not the next shard
         if pending is not None:
             done = pending.result()
     if not done.shards:
@@ -224,6 +243,7 @@ def _run(
         rows=done.rows,
         documents=plan.documents,
         fingerprint=plan.fingerprint,
+        weights=done.weights,
         targets=done.targets,
         left_out=without,
         settings=settings,

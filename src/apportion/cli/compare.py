@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from ..activations import StoreSource, load_model
+from ..activations import StoreSource
 from ..compare import compare, to_csv, to_json, to_markdown
 from ..errors import ApportionError, InvalidConfig
 from ..io import load_sae
 from .evaluate import sae_folders
+from .model import ModelOptions
 from .output import import_plugins, on_terminal, say
 
 
@@ -40,7 +41,8 @@ class Compare:
     oracle: int = 256
     """How well each budget is spent, beside the best k per token up to this one; 0 for not at all."""
     device: str = "cpu"
-    """Where the SAEs run."""
+    """Where the SAEs and the model run."""
+    loading: Annotated[ModelOptions, tyro.conf.arg(name="")] = field(default_factory=ModelOptions)
     plugin: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """A .py file or module with rules of your own; its code is run (repeatable)."""
     json: bool = False
@@ -57,7 +59,7 @@ class Compare:
         )
         heldout, split_seed = split_of(folders)
         source = StoreSource(self.data, self.module, heldout=heldout, split_seed=split_seed)
-        model = load_model(self.model) if self.model else None
+        model = self.loading.load(self.model, self.device) if self.model else None
         comparison = compare(
             {str(folder): folder for folder in folders},
             source,

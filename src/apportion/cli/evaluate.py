@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
-from ..activations import StoreSource, load_model
+from ..activations import StoreSource
 from ..activations.keep import check_policy
 from ..activations.models import LoadedModel
 from ..downstream import Downstream, fewer
@@ -18,6 +18,7 @@ from ..evaluate import evaluate
 from ..io import load_sae
 from ..metrics import dominated
 from ..sae import SAE
+from .model import ModelOptions
 from .output import import_plugins, on_terminal, say, show
 
 TABLE = ("run", "k", "l0", "l0_se", "fvu", "cosine", "never_fires", "density_gini", "tokens", "tokens_per_s")
@@ -48,7 +49,8 @@ class Evaluate:
     """Also how well the budget is spent: the share that each SAE gets of what the best k per token, up to this
     one (256, say), gains over one k for all."""
     device: str = "cpu"
-    """Where the SAEs run."""
+    """Where the SAEs and the model run."""
+    loading: Annotated[ModelOptions, tyro.conf.arg(name="")] = field(default_factory=ModelOptions)
     plugin: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """A .py file or module with rules of your own; its code is run (repeatable)."""
     json: bool = False
@@ -59,7 +61,7 @@ class Evaluate:
         StoreSource(self.data, self.module)  # checks every shard once
         folders = sae_folders(Path(self.run_folder))
         saes = {folder.name: load_sae(folder).to(self.device) for folder in folders}
-        model = load_model(self.model) if self.model else None
+        model = self.loading.load(self.model, self.device) if self.model else None
         shared: dict[str, Downstream] = {}
         rows: list[dict[str, Any]] = []
         remarks: list[str] = []
@@ -104,8 +106,8 @@ def source_of(data: str, module: str | None, heldout: float | None, name: str, s
         verify=False,
     )
     here = source.describe()
-    for key in ("model", "module"):
-        if key in trained and trained[key] != here[key]:
+    for key in ("model", "module", "weights"):
+        if key in trained and trained[key] != here.get(key, trained[key]):
             raise InvalidInput(
                 f"'{name}' was trained on {key} {trained[key]!r} and {data} holds {here[key]!r}; "
                 "evaluate it on what it was trained on"

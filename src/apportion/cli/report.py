@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from ..activations import StoreSource, load_model
+from ..activations import StoreSource
 from ..report import report
 from .compare import split_of
 from .evaluate import sae_folders
+from .model import ModelOptions
 from .output import import_plugins, on_terminal, say, show
 
 
@@ -44,7 +45,8 @@ class Report:
     features: int = 2000
     """Most features of each of these."""
     device: str = "cpu"
-    """Where the SAEs run."""
+    """Where the SAEs and the model run."""
+    loading: Annotated[ModelOptions, tyro.conf.arg(name="")] = field(default_factory=ModelOptions)
     plugin: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """A .py file or module with rules of your own; its code is run (repeatable)."""
     json: bool = False
@@ -57,7 +59,7 @@ class Report:
         )
         heldout, split_seed = split_of(folders)
         source = StoreSource(self.data, self.module, heldout=heldout, split_seed=split_seed)
-        model = load_model(self.model).to(self.device) if self.model else None
+        model = self.loading.load(self.model, self.device) if self.model else None
         comparison = report(
             {str(folder): folder for folder in folders},
             source,

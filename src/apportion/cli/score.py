@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,7 +14,6 @@ from typing import Annotated, Any, Literal
 import tyro
 from tqdm import tqdm
 
-from ..activations import load_model
 from ..activations.contexts import TextCutter, check_context, most_positions
 from ..activations.frame import cut_otherwise
 from ..activations.store import cutter_of
@@ -35,6 +34,7 @@ from ..complexity.scores import FORMAT, Header, repeated_ids
 from ..errors import InvalidConfig, InvalidInput, StorageFailure
 from ..files import storage
 from .data import documents_of, named
+from .model import ModelOptions
 from .output import import_plugins, on_terminal, say, show
 from .probe import TABLE as TABLE_OF_PROBES
 from .probe import probe_rows
@@ -103,6 +103,7 @@ class Score:
     """probe: share of documents held out."""
     device: str = "cpu"
     """Where a model runs, such as cuda."""
+    loading: Annotated[ModelOptions, tyro.conf.arg(name="")] = field(default_factory=ModelOptions)
     plugin: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """A .py file or module with a scorer of your own; its code is run (repeatable)."""
     json: bool = False
@@ -186,7 +187,7 @@ class Score:
     def _contexts(self, documents: Sequence[Document]) -> list[Text]:
         if self.context is None or self.tokenizer is None:
             raise InvalidConfig("--context and --tokenizer belong together; give both, as for the capture")
-        loaded = load_model(self.tokenizer)
+        loaded = self.loading.load(self.tokenizer, "cpu")
         cut: dict[str, Any] = {"skip_first": self.skip_first, "bos": self.bos}
         check_context(loaded.model, loaded.tokenizer, self.context, name=self.tokenizer, **cut)
         cutter = TextCutter(loaded.tokenizer, self.context, spans=True, **cut)
@@ -198,7 +199,7 @@ class Score:
         return texts
 
     def _language_model(self, name: str, context: int | None) -> LanguageModel:
-        loaded = load_model(name).to(self.device)
+        loaded = self.loading.load(name, self.device)
         length = context or min(most_positions(loaded.model) or LONGEST, LONGEST)
         skip = 0 if self.context else self.skip_first  # of contexts, it is gone already
         cutter = cutter_of(loaded, (), length, tensors=False, skip_first=skip, bos=self.bos)

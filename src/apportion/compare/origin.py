@@ -84,7 +84,7 @@ def check_fair(sae: SAE, source: Source) -> None:
     """Refuse an SAE whose figures on ``source`` would not be those of held-out tokens of what it was trained on.
 
     Raises:
-        InvalidInput: its rule couples rows, or model, module, documents or their split are others.
+        InvalidInput: its rule couples rows, or model, its weights, module, documents or their split are others.
     """
     if sae.allocator.couples_rows:
         raise InvalidInput(
@@ -93,7 +93,7 @@ def check_fair(sae: SAE, source: Source) -> None:
         )
     trained, here = sae.metadata.get("source", {}), source.describe()
     both = [key for key in trained if key in here and trained[key] != here[key]]
-    for key in ("model", "module", "fingerprint"):
+    for key in ("model", "module", "weights", "fingerprint"):
         if key in both:
             raise InvalidInput(
                 f"it was trained on {key} {trained[key]!r} and the source has {here[key]!r}; "

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor
 
 from ..config import Kind
 from ..errors import InvalidConfig
@@ -112,9 +112,11 @@ class Cutter(Protocol):
 class CausalModel(Protocol):
     """A language model, as ``activations.load_model`` loads it."""
 
-    @property
-    def model(self) -> nn.Module:
-        """Takes ``input_ids`` and ``attention_mask``, [c, L]; its output has ``logits`` [c, L, vocabulary]."""
+    def output(self, inputs: Mapping[str, Tensor], /) -> Tensor:
+        """Logits [c, L, vocabulary] for ``input_ids`` and ``attention_mask``, [c, L]."""
+
+    def output_bytes(self, positions: int, /) -> int:
+        """Bytes of the logits of so many positions; 0 where that is not known."""
 
     @property
     def name(self) -> str: ...

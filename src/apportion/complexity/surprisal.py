@@ -20,6 +20,9 @@ from .base import CausalModel, LanguageModel, Scored, Scorer, ScorerConfig, Text
 CHUNK_ENTRIES = 2**23
 """Logits in float32 whose losses are computed at a time: 32 MiB."""
 
+LOGIT_BYTES = 2**31
+"""Of the logits that are held at once. One context is the least, however much it takes."""
+
 _BATCHES = 8  # batches' worth of texts that are sorted by length together
 
 Losses = NDArray[np.float32]
@@ -116,8 +119,15 @@ def token_losses(model: CausalModel, input_ids: Tensor, attention_mask: Tensor) 
     Returns:
         [c, L] float32 on the CPU, NaN for the first token of a context and where padded.
     """
+    one = model.output_bytes(input_ids.shape[1])
+    step = max(1, LOGIT_BYTES // one) if one else len(input_ids)
+    parts = zip(input_ids.split(step), attention_mask.split(step), strict=True)
+    return torch.cat([_losses(model, tokens, mask) for tokens, mask in parts])
+
+
+def _losses(model: CausalModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
     tokens, mask = input_ids.to(model.device), attention_mask.to(model.device)
-    logits = model.model(input_ids=tokens, attention_mask=mask).logits
+    logits = model.output({"input_ids": tokens, "attention_mask": mask}).to(model.device)
     losses = torch.full(tokens.shape, torch.nan, device=model.device)
     step = max(1, CHUNK_ENTRIES // logits.shape[-1])
     for positions in torch.split(mask[:, 1:].nonzero(), step):

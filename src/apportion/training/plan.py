@@ -123,10 +123,13 @@ def read_plan(out: Path) -> Plan:
 
 
 def differing_rows(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """What two descriptions of a source say differently; where the store lies does not matter."""
+    """What two descriptions of a source say differently; where the store lies does not matter.
+
+    Nor does a fingerprint of the model's weights that one of them lacks, as those of an older version do.
+    """
     shared = one.keys() & other.keys()
     differing = {key for key in shared if one[key] != other[key]} | (one.keys() ^ other.keys())
-    return sorted(differing - {"path"})
+    return sorted(differing - {"path"} - ({"weights"} - shared))
 
 
 def claim_folder(out: Path, configs: Mapping[str, RunConfig], source: Source, settings: TrainConfig) -> None:
@@ -138,8 +141,8 @@ def claim_folder(out: Path, configs: Mapping[str, RunConfig], source: Source, se
         # As they are written: a list and a tuple are the same there, and so is a class that was defined again.
         then, now = _written(found), _written(plan)
         differing = [key for key in now if then[key] != now[key]]
-        if differing_rows(found.source, plan.source):
-            differing.append("source")
+        if rows := differing_rows(found.source, plan.source):
+            differing.append(f"source ({', '.join(rows)})")
         if differing:
             raise InvalidConfig(
                 f"{out} holds a training with other {' and '.join(differing)}; "
