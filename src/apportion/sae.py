@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, SupportsIndex
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from .affinities import WHOLE, Affinities, EncoderConfig, Ordered, affinities_of
-from .allocators.base import Allocator, AllocatorConfig, Calibration
+from .affinities import WHOLE, Affinities, EncoderConfig, Ordered, Rows, Survey, affinities_of
+from .allocators.base import Allocator, AllocatorConfig, Calibration, cross_fitted
 from .clock import END, Clock
 from .code import Code
 from .config import Config, Open
@@ -278,11 +279,12 @@ class SAE(nn.Module):
         metadata["cut_from"] = {"d_sae": self.d_sae, **of_the_whole}
         return self._with(SAEConfig(d_in=self.d_in, d_sae=n, allocator=rule.config), rule, metadata)
 
-    def calibrate(self, blocks: Callable[[], Any], k: float) -> tuple[SAE, Calibration]:
+    def calibrate(self, blocks: Callable[[], Iterator[Rows]], k: float) -> tuple[SAE, Calibration]:
         """Fit the frozen rule so that it spends ``k`` per token on held-out rows; ``calibrate.fit`` does more.
 
         Args:
-            blocks: each call iterates once over the rows, as tensors [n, d_in] in the SAE's own scale.
+            blocks: each call iterates once over the rows, as tensors [n, d_in] in the SAE's own scale; or as
+                pairs of these and the documents [n] of the rows, which tell what is held out to check the fit.
             k: features per token.
 
         Raises:
@@ -291,7 +293,7 @@ class SAE(nn.Module):
         if not 0 < k <= self.d_sae:
             raise InvalidInput(f"k = {k:g} must be above 0 and at most d_sae = {self.d_sae}; choose another")
         rule = self.allocator.freeze().to(self.device)
-        fitted = rule.calibrate(lambda: ((self.survey(x), x) for x in blocks()), k)
+        fitted = cross_fitted(rule, Survey(partial(self.survey, settle=True), blocks), k)
         return self.with_allocator(fitted.allocator), fitted
 
     @torch.no_grad()
@@ -329,9 +331,14 @@ class SAE(nn.Module):
             )
 
     @torch.no_grad()
-    def survey(self, x: Tensor) -> Affinities:
-        """The affinities of ``x [n, d_in]``, in the SAE's own scale, without allocating anything."""
-        return affinities_of(x.to(self.dtype), self.dictionary())
+    def survey(self, x: Tensor, *, settle: bool = False) -> Affinities:
+        """The affinities of ``x [n, d_in]``, in the SAE's own scale, without allocating anything.
+
+        Args:
+            settle: as ``encode`` has them, decided in float64 where float32 could err.
+        """
+        x = x.to(self.dtype)
+        return affinities_of(x, self.dictionary(), settle=settle and x.dtype == torch.float32)
 
     def _allocate(self, x: Tensor) -> tuple[Affinities, Code, Mapping[str, Tensor]]:
         """The rule's answer at inference for ``x [n, d_in]`` in the SAE's dtype."""
