@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import apportion as ap
-from apportion.allocators import FeatureChoiceConfig, FeatureThresholdConfig, MutualChoiceConfig
 from apportion.affinities import Survey
+from apportion.allocators import FeatureChoiceConfig, FeatureThresholdConfig, MutualChoiceConfig
 from apportion.allocators.feature_fit import fit
 from apportion.clock import END, Clock
 from apportion.errors import InvalidConfig, InvalidInput

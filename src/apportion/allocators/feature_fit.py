@@ -12,7 +12,7 @@ from ..errors import InvalidInput
 from .unseen import Unseen
 
 _HALF = 1.0
-"""Firings at which a feature's own threshold counts half, and the scale that all features share the other half."""
+"""Firings at which a feature's own threshold counts half, and the scale that all share the other half."""
 _MARGIN = 0.9
 """Of the least that a threshold may come out at: above what affinities are handed in."""
 _SLACK = 2.0**-22
@@ -83,7 +83,7 @@ class _Units(NamedTuple):
 
 @torch.no_grad()
 def fit(survey: Survey, density: Tensor, k: float) -> Fit:
-    """Thresholds [d_sae] that each feature's share ``density`` of tokens exceeds, times the factor that gives ``k``.
+    """Thresholds [d_sae] that each feature's share ``density`` of tokens exceeds, times a factor that gives ``k``.
 
     With q firings a threshold between two of them is off by about half a firing, always to the same side on
     tokens that it was not fitted on, and by more where a document has most of them. So the factor is fitted on
@@ -102,7 +102,7 @@ def fit(survey: Survey, density: Tensor, k: float) -> Fit:
     while True:
         entries = _above(survey, bound)
         fold = units.fold[entries.unit]
-        theta, least = _thresholds(entries, density * units.without(None)), None
+        theta = _thresholds(entries, density * units.without(None))
         ratio = entries.value.double() / theta[entries.feature]  # infinite where every positive affinity passes
         factor, least, held_out = _cut(ratio, round(k * units.without(None))), theta, ratio
         if folds:
@@ -125,7 +125,7 @@ def fit(survey: Survey, density: Tensor, k: float) -> Fit:
 
 
 def _thresholds(entries: _Entries, quota: Tensor) -> Tensor:
-    """[d_sae] float64: between two entries where there are many, drawn to the shared scale where there are few."""
+    """[d_sae] float64: between two entries where there are many, near the shared scale where there are few."""
     theta = entries.largest(quota.round().long().clamp(min=1), between=True)
     fits = theta > 0
     if not bool(fits.any()):
@@ -219,7 +219,7 @@ class Around:
         self.lower.scatter_reduce_(0, few.features[~over], exact[~over], "amax")
 
     def middle(self) -> Tensor:
-        """[d_sae] float32: each threshold in the middle of the gap that it lies in, so that none lies on a value."""
+        """[d_sae] float32: each threshold in the middle of the gap that it lies in, so that none is a value."""
         room = self.slack + _SLACK * self.theta
         upper, lower = torch.minimum(self.upper, self.theta + room), torch.maximum(self.lower, self.theta - room)
         middle = ((upper + lower) / 2).float()

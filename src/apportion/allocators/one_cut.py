@@ -24,7 +24,7 @@ class Gauge(NamedTuple):
     """The values that are cut: a rule's pre-activations, each over its feature's unit.
 
     Attributes:
-        largest: (affinities, m) to the pairs of the ``m`` largest values, or of all positive ones if they are fewer.
+        largest: (affinities, m) to the pairs of the ``m`` largest values, or of all positive ones if fewer.
         unit: [d_sae], above 0; None for 1.
         least: (affinities) to the pre-activations [d_sae] that a feature must exceed to fire at all.
     """

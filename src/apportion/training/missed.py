@@ -55,7 +55,7 @@ def _frozen(calibration: Mapping[str, Any]) -> str | None:
     if se is None:
         return f"{l0:.4g} frozen and not k = {k:g}, over {tokens:,} tokens: calibrate on more tokens"
     return (
-        f"{l0:.4g} ± {se:.2g} frozen and not k = {k:g} on tokens that it was not fitted on, for {tokens:,} tokens "
+        f"{l0:.4g} ± {se:.2g} frozen and not k = {k:g} on tokens that it was not fitted on, for {tokens:,} "
         "say too little about its thresholds: calibrate on more tokens"
     )
 
