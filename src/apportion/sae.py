@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, SupportsIndex
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from .affinities import WHOLE, Affinities, EncoderConfig, Ordered, affinities_of
-from .allocators.base import Allocator, AllocatorConfig, Calibration
+from .affinities import WHOLE, Affinities, EncoderConfig, Ordered, Rows, Survey, affinities_of
+from .allocators.base import Allocator, AllocatorConfig, Calibration, cross_fitted
 from .clock import END, Clock
 from .code import Code, Undo
 from .config import Config, Open
@@ -313,11 +314,12 @@ class SAE(nn.Module):
         metadata["cut_from"] = {"d_sae": self.d_sae, **of_the_whole}
         return self._with(SAEConfig(d_in=self.d_in, d_sae=n, allocator=rule.config), rule, metadata)
 
-    def calibrate(self, blocks: Callable[[], Any], k: float) -> tuple[SAE, Calibration]:
+    def calibrate(self, blocks: Callable[[], Iterator[Rows]], k: float) -> tuple[SAE, Calibration]:
         """Fit the frozen rule so that it spends ``k`` per token on held-out rows; ``calibrate.fit`` does more.
 
         Args:
-            blocks: each call iterates once over the rows, as tensors [n, d_in] in the SAE's own scale.
+            blocks: each call iterates once over the rows, as tensors [n, d_in] in the SAE's own scale; or as
+                pairs of these and the documents [n] of the rows, which tell what is held out to check the fit.
             k: features per token.
 
         Raises:
@@ -326,7 +328,7 @@ class SAE(nn.Module):
         if not 0 < k <= self.d_sae:
             raise InvalidInput(f"k = {k:g} must be above 0 and at most d_sae = {self.d_sae}; choose another")
         rule = self.allocator.freeze().to(self.device)
-        fitted = rule.calibrate(lambda: map(self.surveyed, blocks()), k)
+        fitted = cross_fitted(rule, Survey(partial(self.surveyed, settle=True), blocks), k)
         return self.with_allocator(fitted.allocator), fitted
 
     @torch.no_grad()
@@ -376,10 +378,14 @@ class SAE(nn.Module):
         return self.surveyed(x)[0]
 
     @torch.no_grad()
-    def surveyed(self, x: Tensor) -> tuple[Affinities, Tensor]:
-        """The same, and ``x`` as the dictionary sees it: what a rule is calibrated on."""
+    def surveyed(self, x: Tensor, *, settle: bool = False) -> tuple[Affinities, Tensor]:
+        """The same, and ``x`` as the dictionary sees it: what a rule is calibrated on.
+
+        Args:
+            settle: as ``encode`` has them, decided in float64 where float32 could err.
+        """
         x, _ = self.transform(x.to(self.dtype))
-        return affinities_of(x, self.dictionary()), x
+        return affinities_of(x, self.dictionary(), settle=settle and x.dtype == torch.float32), x
 
     def _transformed(self, x: Tensor) -> tuple[Tensor, Undo | None]:
         """Finite ``x [n, d_in]`` of the SAE's dtype as the dictionary sees it, and what undoes that."""

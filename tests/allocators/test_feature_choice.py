@@ -8,8 +8,9 @@ import pytest
 import torch
 
 import apportion as ap
+from apportion.affinities import Survey
 from apportion.allocators import FeatureChoiceConfig, FeatureThresholdConfig, MutualChoiceConfig
-from apportion.allocators.feature_threshold import _fit
+from apportion.allocators.feature_fit import fit
 from apportion.clock import END, Clock
 from apportion.errors import InvalidConfig, InvalidInput
 from apportion.firing import Firing
@@ -142,6 +143,11 @@ def test_a_curve_that_has_its_room_or_was_not_asked_for_is_not_warned_of(n, sett
         FeatureChoiceConfig(k=6, **settings).check(1000, n, 96)
 
 
+def one_document(blocks):
+    """Of which nothing can be held out, so that the factor is fitted where the thresholds are."""
+    return ((x, torch.zeros(len(x), dtype=torch.int64)) for x in blocks)
+
+
 def test_one_feature_that_is_all_but_silent_does_not_make_all_hand_in_more():
     sae = make_sae(FeatureThresholdConfig(k=6))
     with torch.no_grad():
@@ -159,14 +165,13 @@ def test_one_feature_that_is_all_but_silent_does_not_make_all_hand_in_more():
             handed_in.append(len(pairs.rows))
             return pairs
 
-    def survey():
-        for x in blocks:
-            pre = sae.survey(x)
-            pre.__class__ = Counting
-            yield pre, x
+    def affinities(x):
+        pre = sae.survey(x)
+        pre.__class__ = Counting
+        return pre, x
 
     with torch.no_grad():
-        theta = _fit(survey, sae.allocator.density.double(), 6.0)
+        theta = fit(Survey(affinities, lambda: one_document(blocks)), sae.allocator.density.double(), 6.0).theta
     counts = sum(int((positive(sae, x) > theta).sum()) for x in blocks)
     assert counts == pytest.approx(6 * 8 * 256, rel=1e-3)
     assert max(handed_in) < 2 * 6 * 256
@@ -178,7 +183,8 @@ def test_frozen_features_keep_their_densities_and_k():
     fitted, calibration = sae.calibrate(lambda: iter(blocks), 6.0)
     counts = sum(per_feature(fitted.encode(x)) for x in blocks)
     n = sum(map(len, blocks))
-    assert int(counts.sum()) == pytest.approx(6 * n, rel=1e-3) and calibration.l0 == pytest.approx(6, rel=1e-3)
+    assert int(counts.sum()) == calibration.l0 * n < 6 * n and calibration.unseen.folds == 8
+    assert calibration.unseen.l0 == pytest.approx(6, rel=1e-3)
     want = fitted.allocator.density * n
     able = (torch.cat([positive(sae, x) for x in blocks]) > 0).sum(0) > 1.2 * want
     torch.testing.assert_close(counts[able].double(), want[able].double(), rtol=0.25, atol=6.0)
@@ -217,12 +223,17 @@ def test_thresholds_are_exact_quantiles_when_every_feature_can_fill_its_quota():
         sae.allocator.density.copy_(density * 6 / density.sum())
     # One block has most of the large ones: what a block hands in must not decide.
     blocks = [inputs(200, seed=s) * (1 + 4 * (s == 3)) for s in range(5)]
-    fitted, _ = sae.calibrate(lambda: iter(blocks), 6.0)
+    fitted, _ = sae.calibrate(lambda: one_document(blocks), 6.0)
     a = torch.cat([positive(sae, x) for x in blocks])
-    quota = (sae.allocator.density.double() * 1000).round().long()
-    counts = (a > fitted.allocator.theta).sum(0)
-    assert abs(int(counts.sum()) - 6000) <= 6
-    assert (counts - quota).abs().max() <= 2
+    quota = sae.allocator.density.double() * 1000
+    falling = a.double().sort(dim=0, descending=True).values
+    own = torch.stack(
+        [falling[q - 1 : q + 1, f].mean() for f, q in enumerate(quota.round().long().tolist())]
+    ).log()
+    drawn = ((quota * own + (quota * own).sum() / quota.sum()) / (quota + 1)).exp()  # to the scale of all
+    factor = fitted.allocator.theta.double() / drawn
+    torch.testing.assert_close(factor, factor.mean().expand(96), rtol=1e-5, atol=0)
+    assert abs(int((a > fitted.allocator.theta).sum()) - 6000) <= 6
 
 
 def test_more_than_there_is_takes_everything():

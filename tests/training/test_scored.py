@@ -87,7 +87,7 @@ def test_adaptive_k_follows_the_score_meets_k_and_resumes(tmp_path):
         truth.append(torch.from_numpy(complexity)[batch.document])
     counts, truth = torch.cat(counts), torch.cat(truth)
     assert spearman(counts, truth) > 0.8, "k follows the complexity of texts that it has not seen"
-    assert sae.metadata["calibration"]["l0"] == pytest.approx(8, rel=1e-3)
+    assert sae.metadata["calibration"]["l0_fitted"] == pytest.approx(8, rel=1e-3)
     assert sae.metadata["training"]["l0_train"] == pytest.approx(8, rel=0.03)
     assert sae.metadata["source"]["targets"]["scorer"] == "column"
     again = ap.load(tmp_path / "a")

@@ -8,14 +8,16 @@ their differentiable values. Which implementation answers is not the rule's busi
 """
 
 from ..ops.above import Everything, Pairs
-from .base import Affinities, Ordered, Scope, Survey
+from .base import Affinities, Ordered, Scope
 from .build import WHOLE, EncoderConfig, affinities_of
 from .chunked import ChunkedAffinities
 from .dense import DenseAffinities
 from .screened import ScreenedAffinities
 from .settled import SettledAffinities
+from .survey import FOLDS, Part, Rows, Survey
 
 __all__ = [
+    "FOLDS",
     "WHOLE",
     "Affinities",
     "ChunkedAffinities",
@@ -24,6 +26,8 @@ __all__ = [
     "Everything",
     "Ordered",
     "Pairs",
+    "Part",
+    "Rows",
     "Scope",
     "ScreenedAffinities",
     "SettledAffinities",

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple
 
+import torch
 from torch import Tensor
 
 from ..clock import Clock
@@ -131,6 +131,14 @@ class Affinities(abc.ABC):
         """The rows, numbered from 0, in float64; None where answers need not be independent of the batch."""
         return None
 
+    def exact(self, pairs: Pairs) -> Tensor:
+        """[nnz] float64: the pre-activations at the pairs by which ``above`` decides, detached."""
+        return self.at(pairs).detach().double()
+
+    def slack(self) -> Tensor:
+        """[n] float64: by how much ``at`` may differ from ``exact`` in each row."""
+        return self.biases().new_zeros(self.n, dtype=torch.float64)
+
     @abc.abstractmethod
     def hold(self) -> None:
         """Answer from now on as of now, though the optimiser be about to move the weights (all but ``dense``).
@@ -141,7 +149,3 @@ class Affinities(abc.ABC):
     @abc.abstractmethod
     def dense(self) -> Tensor:
         """[n, d_sae] affinities, differentiable: for reference rules and tests, at the dense price."""
-
-
-Survey = Callable[[], Iterator[tuple[Affinities, Tensor]]]
-"""Each call runs once over the calibration tokens and yields (affinities, x) per block."""

@@ -23,6 +23,12 @@ class SettledAffinities(DenseAffinities):
         theta = self._columns(theta).clamp(min=0)
         return self._named(settled_above(self._pre, theta, self._band(), self._exact))
 
+    def exact(self, pairs: Pairs) -> Tensor:
+        return exact_values(self._centred, self._dictionary.weight, self._dictionary.b_enc, pairs)
+
+    def slack(self) -> Tensor:
+        return self._band().double()[:, 0]
+
     def precise(self, rows: Tensor) -> DenseAffinities:
         centred = self._centred[rows].double()
         pre = exact_rows(centred, self._dictionary.weight, self._dictionary.b_enc)
@@ -37,5 +43,4 @@ class SettledAffinities(DenseAffinities):
         return error_band(self._centred, self._dictionary.weight, self._dictionary.b_enc)
 
     def _exact(self, pairs: Pairs) -> Tensor:
-        pairs = self._named(pairs)
-        return exact_values(self._centred, self._dictionary.weight, self._dictionary.b_enc, pairs)
+        return self.exact(self._named(pairs))

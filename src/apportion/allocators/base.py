@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ..affinities import Affinities, Everything, Ordered, Pairs, Survey
+from ..affinities import FOLDS, Affinities, Everything, Ordered, Pairs, Survey
 from ..budgets.base import Budget, rounded
 from ..clock import END, Clock
 from ..code import Code, MatrixCode
@@ -20,6 +20,7 @@ from ..firing import Firing
 from ..ops.first_features import first_features
 from ..trace import Dictionary, Penalty, Trace
 from ..world import SOLO, World
+from .unseen import Spent, Unseen
 
 _C = TypeVar("_C", bound="AllocatorConfig")
 
@@ -89,10 +90,12 @@ class Calibration:
     Attributes:
         allocator: the calibrated rule.
         k: the budget asked for.
-        l0: what the rule gives on the calibration tokens.
+        l0: what the rule gives on the calibration tokens, decided as inference decides.
         tokens: how many there were.
         short: how many of them have fewer positive affinities than they were allotted.
         lift: by how much the encoder's biases were raised for it.
+        unseen: what it gives on tokens that it was not fitted on; None where nothing was fitted, or too few
+            tokens to hold some out.
         extra: what else the rule wants kept in the metadata.
     """
 
@@ -102,6 +105,7 @@ class Calibration:
     tokens: int
     short: int
     lift: float = 0.0
+    unseen: Unseen | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -222,7 +226,9 @@ def code_at(pre: Affinities, pairs: Pairs) -> Code:
 
 
 @torch.no_grad()
-def measured(allocator: Allocator, survey: Survey, k: float) -> Calibration:
+def measured(
+    allocator: Allocator, survey: Callable[[], Iterator[tuple[Affinities, Tensor]]], k: float
+) -> Calibration:
     """What ``allocator``, as it is, spends on the survey."""
     spent = tokens = short = 0
     for pre, x in survey():
@@ -236,3 +242,29 @@ def measured(allocator: Allocator, survey: Survey, k: float) -> Calibration:
             everything = torch.bincount(pre.above(0.0).rows, minlength=pre.n)
             short += int((everything[poor] <= counts[poor]).sum())
     return Calibration(allocator, k, spent / max(tokens, 1), tokens, short)
+
+
+def cross_fitted(rule: Allocator, survey: Survey, k: float) -> Calibration:
+    """``rule.calibrate``, and what a rule that says no more than that spends on tokens that it was not fitted on.
+
+    Half of the folds are then fitted on without the others, and the other way round.
+    """
+    whole = rule.calibrate(survey, k)
+    if whole.unseen is not None or _same(rule, whole.allocator):
+        return whole
+    halves = frozenset(range(0, FOLDS, 2)), frozenset(range(1, FOLDS, 2))
+    parts = [survey.restricted(half) for half in halves]
+    if any(all(pre.n == 0 for pre, _ in part()) for part in parts):
+        return whole
+    spent = Spent()
+    for seen, held in (parts, parts[::-1]):
+        fitted = rule.calibrate(seen, k).allocator
+        for part in held.parts():
+            spent.add(part.unit, fitted(part.pre, part.x).code.counts())
+    return replace(whole, unseen=spent.unseen(2))
+
+
+def _same(one: Allocator, other: Allocator) -> bool:
+    """Whether two rules hold the same numbers, so that nothing was fitted."""
+    mine, theirs = one.state_dict(), other.state_dict()
+    return mine.keys() == theirs.keys() and all(torch.equal(t, theirs[name]) for name, t in mine.items())

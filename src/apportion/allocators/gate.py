@@ -7,10 +7,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..affinities import Affinities, Ordered, Survey
+from ..affinities import Affinities, Ordered, Pairs, Survey
 from ..clock import END, Clock
-from ..ops.cut import Largest, fit_cut
 from .base import Allocation, Allocator, Calibration, OneKnob, code_of, measured
+from .one_cut import Gauge, fit_cut
 
 
 class GateConfig(OneKnob):
@@ -73,8 +73,10 @@ class Gate(Allocator):
         """The threshold that exactly round(k N) gates of the survey's N tokens exceed (ties apart)."""
         fitted = Gate(GateConfig(k=k), d_sae=len(self.gain)).to(self.gain.device)
         fitted.load_state_dict(self.state_dict())
-        theta, _, _ = fit_cut(lambda: ((pre.n, self._largest(pre)) for pre, _ in survey()), k)
-        fitted.theta.fill_(theta)
+        cut = fit_cut(survey, k, Gauge(self._largest, least=self.least))
+        fitted.theta.fill_(cut.value)
+        if cut.value > 0:
+            return Calibration(fitted, k, cut.fitted / cut.tokens, cut.tokens, short=0, unseen=cut.unseen)
         return measured(fitted, survey, k)
 
     def lowered(self, most: float) -> tuple[Gate, float]:
@@ -87,7 +89,9 @@ class Gate(Allocator):
         self.theta /= scale
         self.b_mag /= scale
 
-    def _largest(self, pre: Affinities) -> Largest:
-        """The largest gates of features whose magnitude is above zero."""
-        gates = pre.at(pre.above(self.least(pre))).float()
-        return lambda m: gates.topk(min(m, len(gates))).values
+    def _largest(self, pre: Affinities, m: int) -> Pairs:
+        """The pairs of the largest gates of features whose magnitude is above zero."""
+        pairs = pre.above(self.least(pre))
+        gates = pre.at(pairs)
+        chosen = gates.topk(min(m, len(gates))).indices
+        return Pairs(pairs.rows[chosen], pairs.features[chosen])

@@ -7,10 +7,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..affinities import Affinities, Ordered, Survey
+from ..affinities import Affinities, Ordered, Pairs, Survey
 from ..clock import END, Clock
-from ..ops.cut import Largest, fit_cut
 from .base import Allocation, Allocator, Calibration, OneKnob, code_at, measured
+from .one_cut import Gauge, fit_cut
 
 _LEAST = 1e-6
 """Smallest factor: thresholds stay above zero."""
@@ -54,21 +54,20 @@ class ScaledThresholds(Allocator):
     def calibrate(self, survey: Survey, k: float) -> Calibration:
         """The factor at which exactly round(k N) affinities of the survey's N tokens exceed (ties apart)."""
         fitted = ScaledThresholds(ScaledThresholdsConfig(k=k), d_sae=len(self.theta)).to(self.theta.device)
-        factor, _, _ = fit_cut(lambda: ((pre.n, self._largest(pre)) for pre, _ in survey()), k)
-        fitted.theta.copy_(self.theta * max(factor, _LEAST))
+        cut = fit_cut(survey, k, Gauge(self._largest, unit=self.theta))
+        fitted.theta.copy_(self.theta.double() * max(cut.value, _LEAST))
+        if cut.value > 0:
+            return Calibration(fitted, k, cut.fitted / cut.tokens, cut.tokens, short=0, unseen=cut.unseen)
         return measured(fitted, survey, k)
 
     def fold(self, scale: float) -> None:
         self.theta /= scale
 
-    def _largest(self, pre: Affinities) -> Largest:
-        """The largest ratios of affinity to threshold."""
-
-        def largest(m: int) -> Tensor:
-            pairs = pre.above(0.5 * self.theta)
-            if len(pairs.rows) < m:
-                pairs = pre.above(0.0)
-            ratios = pre.at(pairs).float() / self.theta[pairs.features]
-            return ratios.topk(min(m, len(ratios))).values
-
-        return largest
+    def _largest(self, pre: Affinities, m: int) -> Pairs:
+        """The pairs of the largest ratios of affinity to threshold."""
+        pairs = pre.above(0.5 * self.theta)
+        if len(pairs.rows) < m:
+            pairs = pre.above(0.0)
+        ratios = pre.at(pairs).float() / self.theta[pairs.features]
+        chosen = ratios.topk(min(m, len(ratios))).indices
+        return Pairs(pairs.rows[chosen], pairs.features[chosen])

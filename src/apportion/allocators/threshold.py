@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ..affinities import Affinities, Survey
 from ..clock import END, Clock
-from ..ops.cut import Largest, fit_cut
 from .base import Allocation, Allocator, Calibration, OneKnob, code_at, measured
+from .one_cut import Gauge, fit_cut
 
 
 class ThresholdConfig(OneKnob):
@@ -54,10 +54,10 @@ class Threshold(Allocator):
     def calibrate(self, survey: Survey, k: float) -> Calibration:
         """The threshold that exactly round(k N) affinities of the survey's N tokens exceed (ties apart)."""
         fitted = Threshold(self.config.model_copy(update={"k": k}))
-        theta, above, tokens = fit_cut(lambda: ((pre.n, _largest(pre)) for pre, _ in survey()), k)
-        fitted.theta.fill_(theta)
-        if theta > 0:
-            return Calibration(fitted, k, above / tokens, tokens, short=0)
+        cut = fit_cut(survey, k, Gauge(lambda pre, m: pre.top_batch(m)))
+        fitted.theta.fill_(cut.value)
+        if cut.value > 0:
+            return Calibration(fitted, k, cut.fitted / cut.tokens, cut.tokens, short=0, unseen=cut.unseen)
         return measured(fitted, survey, k)  # all positive affinities are too few: count who is short
 
     def lowered(self, most: float) -> tuple[Threshold, float] | None:
@@ -69,7 +69,3 @@ class Threshold(Allocator):
 
     def fold(self, scale: float) -> None:
         self.theta /= scale
-
-
-def _largest(pre: Affinities) -> Largest:
-    return lambda m: pre.at(pre.top_batch(m)).float()

@@ -32,19 +32,27 @@ def finish(run: Run, source: Source, scale: float, settings: TrainConfig, histor
     """
     limit = settings.calibrate_tokens
 
-    def blocks() -> Iterator[Tensor]:
+    def rows() -> Iterator[tuple[Tensor, Tensor | None]]:
         for batch in source.blocks("calibrate", limit):
-            yield batch.x.to(run.sae.device) * scale
+            yield batch.x.to(run.sae.device) * scale, batch.document
+
+    def blocks() -> Iterator[Tensor]:
+        return (x for x, _ in rows())
 
     reports = {one.name: dict(found) for one in run.losses if (found := one.report())}
-    sae, calibration = fit(run.sae.freeze(), blocks, run.sae.k)
+    sae, calibration = fit(run.sae.freeze(), rows, run.sae.k)
     tokens = min(limit or GAP_TOKENS, GAP_TOKENS)
     further: dict[str, Any] = {
         "silent": silent_share(run.sae, blocks, tokens),
         "silent_tokens": min(calibration.tokens, tokens),
     }
     if run.sae.allocator.couples_rows:
-        further |= inference_gap(run.sae, sae, blocks, settings, tokens)
+        gap = inference_gap(run.sae, sae, blocks, settings, tokens)
+        further |= gap
+        if (
+            "in_batches" in gap
+        ):  # what training left is a rule of batches, not the threshold that stands in for it
+            further |= {"fvu_before": gap["in_batches"]["fvu"], "fvu": gap["frozen"]["fvu"]}
     sae = sae.fold(scale).requires_grad_(False).eval()
     sae.metadata = {
         "source": source.describe(),

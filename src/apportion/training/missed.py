@@ -16,11 +16,17 @@ FAR = 0.05
 FROZEN = 0.001
 """Of k: what the calibrated SAE may miss it by on the tokens that it was calibrated on."""
 
+UNSEEN = 0.02
+"""Of k: what it may miss it by on other tokens, beside two standard errors."""
+
+WORSE = 0.05
+"""Of the FVU: by how much the fit to k may raise it without a word. Thresholds of training are running means."""
+
 
 def missed(name: str, config: RunConfig, metadata: Mapping[str, Any]) -> list[str]:
     """A sentence on L0 in training and one on the frozen SAE, where either is not k. See ``finish``."""
     training, calibration = metadata["training"], metadata["calibration"]
-    k, l0, tokens = calibration["k"], calibration["l0"], calibration["tokens"]
+    k, l0 = calibration["k"], calibration["l0"]
     l0_train = training["l0_train"]
     sentences = []
     if abs(l0_train - k) > (PRICED if config.sae.allocator.penalised else FAR) * k:
@@ -28,17 +34,41 @@ def missed(name: str, config: RunConfig, metadata: Mapping[str, Any]) -> list[st
             f"run '{name}' ended its training at L0 = {l0_train:.1f} and not at k = {k:g}; frozen it spends "
             f"{l0:.1f}: {_advice(l0_train > k, config, training)}"
         )
-    if abs(l0 - k) > max(FROZEN * k, 1 / tokens):
-        short = calibration["short"]
-        sentences.append(
-            f"run '{name}' spends {l0:.4g} frozen and not k = {k:g}, "
-            + (
-                f"for {short:,} of {tokens:,} tokens have no more positive affinities: ask for a smaller k"
-                if short
-                else f"over {tokens:,} tokens: calibrate on more tokens"
-            )
-        )
+    if (frozen := _frozen(calibration)) is not None:
+        sentences.append(f"run '{name}' spends {frozen}")
+    if (worse := _worse(calibration)) is not None:
+        sentences.append(f"run '{name}' explains {worse}")
     return sentences
+
+
+def _frozen(calibration: Mapping[str, Any]) -> str | None:
+    """What the frozen SAE spends, where it is not k, and why."""
+    k, l0, tokens, short = (calibration[key] for key in ("k", "l0", "tokens", "short"))
+    fitted, se = calibration.get("l0_fitted", l0), calibration.get("l0_se")
+    if short and abs(fitted - k) > max(FROZEN * k, 1 / tokens):
+        return (
+            f"{fitted:.4g} frozen and not k = {k:g}, for {short:,} of {tokens:,} tokens have no more positive "
+            "affinities: ask for a smaller k"
+        )
+    if abs(l0 - k) <= (max(FROZEN * k, 1 / tokens) if se is None else UNSEEN * k + 2 * se):
+        return None
+    if se is None:
+        return f"{l0:.4g} frozen and not k = {k:g}, over {tokens:,} tokens: calibrate on more tokens"
+    return (
+        f"{l0:.4g} ± {se:.2g} frozen and not k = {k:g} on tokens that it was not fitted on, for {tokens:,} "
+        "say too little about its thresholds: calibrate on more tokens"
+    )
+
+
+def _worse(calibration: Mapping[str, Any]) -> str | None:
+    """What the fit to k cost in FVU, where that is much."""
+    before, after = calibration.get("fvu_before"), calibration.get("fvu")
+    if before is None or after is None or after <= (1 + WORSE) * before:
+        return None
+    return (
+        f"less of its activations since it was fitted to k = {calibration['k']:g}, FVU {after:.3g} where it was "
+        f"{before:.3g}, for it did not learn with that budget: bring its training to k"
+    )
 
 
 def _advice(above: bool, config: RunConfig, training: Mapping[str, Any]) -> str:

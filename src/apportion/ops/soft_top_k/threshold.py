@@ -33,7 +33,8 @@ _SAMPLE = 16  # rows that are looked at to find out
 class Near(NamedTuple):
     """Entries with a large enough t, in canonical order, with their t [nnz] in float64.
 
-    ``complete``: the weights of all entries that are left out sum to less than a rounding error.
+    ``complete``: of all entries that are left out, the weights sum to less than a rounding error, and so do their
+    shares in the gradients.
     """
 
     pairs: Pairs
@@ -99,9 +100,7 @@ def _solve(
     bound = bound.clamp(min=0) if relu else bound
     matters = -math.log(a.shape[1] / torch.finfo(a.dtype).eps)  # u from which all e^u together are an epsilon
     complete = _are_few_between(a, _lowered(bound, alpha * matters, relu), bound)
-    if lowest_t is None:
-        lowest_t = matters if complete else 0.0
-    reach = min(lowest_t, matters if complete else 0.0)
+    reach = min(lowest_t or 0.0, matters if complete else 0.0)
     pairs = entries_above(a, _lowered(bound, alpha * reach, relu) if reach < 0 else bound)
     values = pairs.of(a)
     above = values > bound[:, 0].index_select(0, pairs.rows)
@@ -114,7 +113,12 @@ def _solve(
         tail = _tail_of_rows(a, bound, counts, alpha, relu, moment)
     found = _solve_ragged(values_above, rows_above, counts, tail, k, alpha)
     t = found.distances(values, pairs.rows, alpha)
-    keep = t >= lowest_t
+    if lowest_t is None and complete:
+        # Of what matters to a gradient: where a gap is wide all densities are small, and it counts their shares.
+        lowest = matters - (found.shift.abs() - found.log_sum).clamp(min=0)
+        keep = t >= lowest.index_select(0, pairs.rows)
+    else:
+        keep = t >= (lowest_t or 0.0)
     return found, Near(pairs.take(keep), t[keep], complete)
 
 
