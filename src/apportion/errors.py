@@ -50,8 +50,16 @@ class EndpointFailure(ApportionError, OSError):
     """A server refuses the key, the model or the address, cannot be reached, or asks for too much patience."""
 
 
-class BudgetMissed(UserWarning):
+class ApportionWarning(UserWarning):
+    """Base of all warnings given on purpose; the command line prints its message as a line."""
+
+
+class BudgetMissed(ApportionWarning):
     """A training came to its end and the SAE does not spend the k features per token that it was to spend."""
+
+
+class RunSetAside(ApportionWarning):
+    """A run of a training diverged and was set aside; the others went on to their end."""
 
 
 def nearest(name: str, known: Iterable[str], n: int = 3) -> str:

@@ -52,3 +52,12 @@ class Firing(nn.Module):
     def dead(self) -> Tensor:
         """[d_sae] bool: has not fired during the last ``dead_after`` training tokens."""
         return self.age >= self.dead_after
+
+    def dead_share(self) -> float | None:
+        """The share of features that are dead; None as long as training has seen fewer than ``dead_after`` tokens,
+        when no feature can have been silent for that long."""
+        return float(self.dead().float().mean()) if int(self.tokens) >= self.dead_after else None
+
+    def never_fired(self) -> float | None:
+        """The share of features that have not fired on any training token; None before the first."""
+        return float((self.age == self.tokens).float().mean()) if int(self.tokens) else None
