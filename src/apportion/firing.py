@@ -54,8 +54,8 @@ class Firing(nn.Module):
         return self.age >= self.dead_after
 
     def dead_share(self) -> float | None:
-        """The share of features that are dead; None as long as training has seen fewer than ``dead_after`` tokens,
-        when no feature can have been silent for that long."""
+        """The share of features that are dead; None before there were ``dead_after`` training tokens, for until
+        then no feature can have been silent for so long."""
         return float(self.dead().float().mean()) if int(self.tokens) >= self.dead_after else None
 
     def never_fired(self) -> float | None:

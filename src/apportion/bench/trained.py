@@ -34,8 +34,8 @@ def bench_trained(folder: str | Path, source: Source, *, rounds: int = 15) -> li
     Returns:
         A row per run: ``run, step_s, product_s, ratio, tokens_per_s, product_spread, noisy`` as of
         ``bench_step``, all medians; ``l0`` of the steps, ``dead``, the share of features that were, ``d_in``,
-        ``d_sae`` and ``batch``. ``dead`` is None in a training shorter than the window that dead is defined by. Runs
-        that diverged and were set aside are left out.
+        ``d_sae`` and ``batch``. ``dead`` is None in a training shorter than the window that dead is defined by.
+        Runs that were set aside are left out.
 
     Raises:
         InvalidConfig: ``rounds`` is less than 2, or a newer version trained it.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -19,8 +18,10 @@ from ..errors import InvalidConfig, InvalidInput
 from ..io import load_sae
 from ..metrics import Classes, Interval, Relation
 from ..sae import SAE
-from .evaluate import sae_folders, source_of
+from ..training import caveats
+from .evaluate import source_of
 from .output import import_plugins, integers_in, on_terminal, show
+from .runs import find_saes
 
 TABLE = ("run", "covariate", "rho", "rho_half", "explained", "bin", "tokens", "documents", "k", "k_half")
 PROBES = ("run", "n_features", "accuracy", "accuracy_half", "baseline", "classes", "training", "heldout")
@@ -70,6 +71,8 @@ class Analyse:
     """Where the SAEs run."""
     plugin: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """A .py file or module with rules of your own; its code is run (repeatable)."""
+    strict: bool = False
+    """Refuse a training some of whose runs are not finished or were set aside."""
     json: bool = False
     """Print everything, the features chosen by probes included, as JSON."""
 
@@ -82,13 +85,14 @@ class Analyse:
             )
         if self.probe and self.model:
             raise InvalidConfig("--probe reads no surprisal; leave --model out")
+        folders, _ = find_saes([self.run_folder], self.strict)
         StoreSource(self.data, self.module)  # checks every shard once
         rows: list[dict[str, Any]] = []
         words, scores = self._words(), self._scores()
         model = load_model(self.model).to(self.device) if self.model else None
         # What tokens have by themselves is the same for all SAEs of a split.
         of_rows: dict[str, dict[str, NDArray[np.float64]]] = {}
-        for folder in sae_folders(Path(self.run_folder)):
+        for folder in folders:
             sae = load_sae(folder).to(self.device)
             source = source_of(self.data, self.module, self.heldout, folder.name, sae)
             labels = None if words is None else labels_of(source.documents, words)
@@ -99,7 +103,8 @@ class Analyse:
                 if split not in of_rows:
                     of_rows[split] = self._of_rows(source, model)
                 found = self._relations(sae, source, labels, scores, of_rows[split])
-            rows += [{"run": folder.name, **row} for row in found]
+            told = caveats(sae, folder.name)
+            rows += [{"run": folder.name, **row, "caveats": told} for row in found]
         show(rows, self.json, PROBES if self.probe else TABLE)
         return 0
 

@@ -16,6 +16,8 @@ from ..activations.scale import input_scale
 from ..activations.source import Batch, Source, Stream
 from ..clock import Clock
 from ..errors import (
+    ApportionError,
+    ApportionWarning,
     BudgetMissed,
     InvalidCheckpoint,
     InvalidInput,
@@ -29,6 +31,7 @@ from ..ops.median import geometric_median
 from ..sae import SAE
 from ..workspace import Workspace
 from .aside import LAST_GOOD, SetAside, read_aside, write_aside
+from .caveats import caveats
 from .checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from .configs import RunConfig, TrainConfig
 from .finish import finish
@@ -56,8 +59,8 @@ def train(
     ``out/checkpoints`` what is needed to go on. Calling it again with the same arguments goes on after the last
     checkpoint, bit for bit, or, where everything is done, returns what was saved.
 
-    A run that diverges is set aside and the others go on as if it had never been there: it is not in the result,
-    ``out/NAME/set_aside.json`` says why, and ``out/NAME/last-good`` holds the SAE that its last checkpoint had, if
+    A run that diverges is set aside and the others go on as if it had never been there. It is not in the result;
+    ``out/NAME/set_aside.json`` says why, and ``out/NAME/last-good`` holds the SAE of its last checkpoint, if
     there was one. Later calls may leave it out or name it again.
 
     Args:
@@ -78,6 +81,7 @@ def train(
 
     Warns:
         BudgetMissed: L0 in training or of the frozen SAE is not k; with what it is, and what helps.
+        ApportionWarning: FVU at the end of a training is above 1.
         RunSetAside: a run diverged, and others did not.
     """
     settings = settings or TrainConfig()
@@ -102,8 +106,9 @@ def train(
     for name, one in aside.items():
         warnings.warn(one.warning(name), RunSetAside, stacklevel=2)
     for name, sae in saes.items():
-        for sentence in missed(name, configs[name], sae.metadata):
-            warnings.warn(sentence, BudgetMissed, stacklevel=2)
+        of_k = missed(name, configs[name], sae.metadata)
+        for sentence in caveats(sae, name):
+            warnings.warn(sentence, BudgetMissed if sentence in of_k else ApportionWarning, stacklevel=2)
     return saes
 
 
@@ -197,7 +202,8 @@ class _Session:
         except Exception:
             if weights_are_finite(run):
                 raise
-            return f"its weights are not finite before step {self.step}"  # and a rule that met them may say anything
+            # A rule that meets such weights may fail in any way.
+            return f"its weights are not finite before step {self.step}"
         tally.add(result, clock, time.perf_counter() - started)
         if self.step % self.settings.record_every and self.step != self.settings.n_steps - 1:
             return None
@@ -221,7 +227,7 @@ class _Session:
             sink.conclude({"set_aside": fault})
 
     def _keep(self, name: str, run: Run, fault: str) -> int | None:
-        """Save the SAE that the last checkpoint holds of a run that diverged; returns its step, None without one."""
+        """Save the SAE that the last checkpoint holds of a run; returns its step, None if there is none."""
         checkpoint = latest_checkpoint(self.out)
         if checkpoint is None:
             return None
@@ -251,16 +257,25 @@ class _Session:
         save_checkpoint(self.out, self.step, self.runs, state)
 
     def finish(self) -> dict[str, SAE]:
-        """Freeze, calibrate and save every run."""
-        saes = {}
+        """Freeze, calibrate and save every run; one that cannot be is set aside, unless no other can be."""
+        saes: dict[str, SAE] = {}
+        failed: dict[str, ApportionError] = {}
         for name, run in self.runs.items():
             history = self._history(run, self.tallies[name], self.step)
-            sae = finish(run, self.source, self.scale, self.settings, history)
-            save_sae(sae, self.out / name)
+            try:
+                sae = finish(run, self.source, self.scale, self.settings, history)
+                save_sae(sae, self.out / name)
+            except (InvalidInput, NonFiniteActivations) as error:
+                failed[name] = error
+                continue
             saes[name] = sae
+            training = {key: value for key, value in sae.metadata["training"].items() if key not in _TOLD}
             for sink in self.sinks[name]:
-                training = {key: value for key, value in sae.metadata["training"].items() if key not in _TOLD}
                 sink.conclude({**sae.metadata, "training": training})
+        for name, error in failed.items():
+            if not saes:
+                raise error
+            self._set_aside(name, f"it could not be calibrated ({error})")
         return saes
 
     def _history(self, run: Run, tally: Tally, step: int) -> dict[str, Any]:
