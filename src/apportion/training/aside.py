@@ -33,7 +33,7 @@ class SetAside:
         kept = f"its state after {self.kept} steps is in {name}/{LAST_GOOD}"
         return (
             f"run '{name}' was set aside: {self.fault}; "
-            f"{'no earlier state of it was saved' if self.kept is None else kept}; "
+            f"{'no earlier good state of it was saved' if self.kept is None else kept}; "
             f"{_ADVICE}, in another folder"
         )
 
