@@ -60,4 +60,4 @@ class Firing(nn.Module):
 
     def never_fired(self) -> float | None:
         """The share of features that have not fired on any training token; None before the first."""
-        return float((self.age == self.tokens).float().mean()) if int(self.tokens) else None
+        return int((self.age == self.tokens).sum()) / len(self.age) if int(self.tokens) else None

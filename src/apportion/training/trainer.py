@@ -17,7 +17,6 @@ from ..activations.source import Batch, Source, Stream
 from ..clock import Clock
 from ..errors import (
     ApportionError,
-    ApportionWarning,
     BudgetMissed,
     InvalidCheckpoint,
     InvalidInput,
@@ -31,7 +30,6 @@ from ..ops.median import geometric_median
 from ..sae import SAE
 from ..workspace import Workspace
 from .aside import LAST_GOOD, SetAside, read_aside, write_aside
-from .caveats import caveats
 from .checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from .configs import RunConfig, TrainConfig
 from .finish import finish
@@ -81,7 +79,6 @@ def train(
 
     Warns:
         BudgetMissed: L0 in training or of the frozen SAE is not k; with what it is, and what helps.
-        ApportionWarning: FVU at the end of a training is above 1.
         RunSetAside: a run diverged, and others did not.
     """
     settings = settings or TrainConfig()
@@ -106,9 +103,8 @@ def train(
     for name, one in aside.items():
         warnings.warn(one.warning(name), RunSetAside, stacklevel=2)
     for name, sae in saes.items():
-        of_k = missed(name, configs[name], sae.metadata)
-        for sentence in caveats(sae, name):
-            warnings.warn(sentence, BudgetMissed if sentence in of_k else ApportionWarning, stacklevel=2)
+        for sentence in missed(name, configs[name], sae.metadata):
+            warnings.warn(sentence, BudgetMissed, stacklevel=2)
     return saes
 
 
@@ -269,9 +265,8 @@ class _Session:
                 failed[name] = error
                 continue
             saes[name] = sae
-            training = {key: value for key, value in sae.metadata["training"].items() if key not in _TOLD}
             for sink in self.sinks[name]:
-                sink.conclude({**sae.metadata, "training": training})
+                sink.conclude(_untold(sae.metadata))
         for name, error in failed.items():
             if not saes:
                 raise error
@@ -301,5 +296,7 @@ class _Session:
                 sink.close()
 
 
-_TOLD = ("config", "settings")
-"""Keys of an SAE's history that sinks knew before its first record."""
+def _untold(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """The metadata of an SAE without what its sinks knew before its first record."""
+    training = {key: value for key, value in metadata["training"].items() if key not in ("config", "settings")}
+    return {**{key: value for key, value in metadata.items() if key != "source"}, "training": training}
