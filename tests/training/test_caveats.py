@@ -12,8 +12,9 @@ import apportion as ap
 from apportion.code import Code
 from apportion.firing import Firing
 from apportion.recipes import find_recipe
-from apportion.training import caveats
+from apportion.training import Run, caveats, train_step
 from apportion.training.caveats import dead_in_training
+from apportion.training.tally import Tally, fault_in
 
 from ..conftest import make_sae
 from .training_kit import D_IN, config, records, settings, source
@@ -92,8 +93,7 @@ def test_a_training_shorter_than_the_window_says_null_in_its_log_and_in_its_sae(
     assert dead_in_training(old) == {"dead": None, "never_fired": None}, "what older versions wrote as 0"
 
 
-def test_batches_of_one_row_have_no_fvu_and_end(tmp_path: Path) -> None:
-    one = ap.TrainConfig(n_tokens=20, batch_size=1, log_every=5)
-    sae = ap.train({"a": config()}, source(), tmp_path, one, checkpoint_seconds=0)["a"]
-    assert sae.metadata["training"]["fvu_train"] is None
-    assert {record["fvu"] for record in records(tmp_path / "a")} == {None}
+def test_a_batch_of_equal_rows_has_no_fvu() -> None:
+    run, clock = Run(config(), torch.zeros(D_IN)), ap.Clock(0, 2)
+    record = Tally().record(run, train_step(run, torch.ones(8, D_IN), clock), clock)
+    assert record["fvu"] is None and fault_in(record) is None, "no number, and no sign that it diverges"
