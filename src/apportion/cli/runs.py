@@ -66,14 +66,15 @@ def missing_runs(path: Path) -> list[str]:
         aside = [name for name in names if read_aside(path / name) is not None]
     except ApportionError as error:
         return [f"whether runs are missing from {path} is not known, for {error}"]
-    open_ones = [name for name in names if name not in aside and not (path / name / "sae.json").exists()]
+    left = [name for name in names if name not in aside and not (path / name / "sae.json").exists()]
     found = []
-    if open_ones:
-        found.append(f"{len(open_ones)} of {len(names)} runs in {path} are not finished: {', '.join(open_ones)}")
-    if aside:
-        found.append(
-            f"{len(aside)} of {len(names)} runs in {path} diverged and were set aside: {', '.join(aside)}"
-        )
+    for which, one, more in (
+        (left, "is not finished", "are not finished"),
+        (aside, "was set aside", "were set aside"),
+    ):
+        if which:
+            what = one if len(which) == 1 else more
+            found.append(f"{len(which)} of {len(names)} runs in {path} {what}: {', '.join(which)}")
     return found
 
 
