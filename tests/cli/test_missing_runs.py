@@ -36,7 +36,7 @@ def test_runs_that_are_not_finished_are_named_and_strict_refuses(
         assert done.status == 0 and done.err.count(told) == 1, done.err
         if name == "compare":
             assert done.rows["notes"][0] == told  # type: ignore[call-overload]
-        assert_refused(command(*asked, "--strict"), f"{told}; finish the training or leave --strict out")
+        assert_refused(command(*asked, "--strict"), f"{told}; train them or leave --strict out")
     assert f"<li>{told}</li>" in page.read_text()
     one = command("evaluate", runs / "topk-k8", "--data", store, "--strict", "--json")
     assert one.status == 0 and one.err == "", "it is all there"

@@ -22,6 +22,7 @@ from apportion.compare import (
     to_json,
     to_markdown,
 )
+from apportion.compare.tables import tables
 from apportion.errors import InvalidInput
 
 SAES = tuple(
@@ -111,7 +112,8 @@ def test_an_sae_with_caveats_is_marked_in_every_table_that_it_is_read_in() -> No
     assert [row[0] for row in points[1:]] == ["a †", "a", "b/c", "b/c"]
     assert level[1] == ["a", "0.3000 ± 0.0200 †", "0.2000 ± 0.0200"]
     assert [row[4].endswith("†") for row in difference[1:]] == [True, False]
-    assert text.count(f"\n† {wrong}\n") == 3, "below each of the three"
+    assert text.endswith(f"\n\n† {wrong}\n"), "once, below all of them"
+    assert [list(table.caveats) for table in tables(made)] == [[wrong]] * 3, "and for each that stands alone"
     lines = list(csv.DictReader(io.StringIO(to_csv(made))))
     said = {(line["table"], line["method"], line["k"]) for line in lines if line["caveats"] == wrong}
     assert said == {("points", "a", "8.0"), ("levels", "a", "8.0"), ("differences", "b|c", "8.0")}

@@ -16,7 +16,7 @@ from ..training.aside import read_aside
 from ..training.checkpoint import latest_checkpoint, load_checkpoint
 from ..training.plan import check_runs, differing_rows, read_plan
 from ..workspace import Workspace
-from .timing import NOISE, products, spread, timed
+from .timing import noisy, products, spread, timed
 
 _WARM_UP = 2
 
@@ -104,4 +104,4 @@ def _row(
         "d_sae": run.config.sae.d_sae,
         "batch": batch,
     }
-    return row | {"noisy": row["product_spread"] > NOISE}
+    return row | {"noisy": noisy(row["product_spread"])}

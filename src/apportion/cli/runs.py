@@ -28,7 +28,8 @@ def find_saes(paths: Iterable[str], strict: bool) -> Found:
     Raises:
         InvalidInput: there is no SAE at or right below a path; or a run is missing and ``strict``.
     """
-    folders, missing = {}, []
+    folders: dict[Path, Path] = {}
+    missing: list[str] = []
     for path in map(Path, paths):
         try:
             lacking = missing_runs(path)
@@ -38,7 +39,7 @@ def find_saes(paths: Iterable[str], strict: bool) -> Found:
         missing += lacking
     missing = list(dict.fromkeys(missing))
     if missing and strict:
-        raise InvalidInput(f"{missing[0]}; finish the training or leave --strict out")
+        raise InvalidInput(f"{'; '.join(missing)}; train them or leave --strict out")
     for sentence in missing:
         say(f"note: {sentence}")
     return Found(list(folders.values()), missing)

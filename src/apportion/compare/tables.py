@@ -98,8 +98,10 @@ def to_csv(comparison: Comparison) -> str:
 
 
 def to_markdown(comparison: Comparison) -> str:
-    """``tables``, as Markdown."""
-    return "\n".join(_markdown(table) for table in tables(comparison))
+    """``tables``, as Markdown, and below them what is wrong with the SAEs that are marked there."""
+    sentences = dict.fromkeys(sentence for sae in comparison.saes for sentence in sae.caveats)
+    below = [part for sentence in sentences for part in (f"{MARK} {sentence}", "")]
+    return "\n".join([*(_markdown(table) for table in tables(comparison)), *below])
 
 
 def tables(comparison: Comparison) -> list[Table]:
@@ -193,5 +195,4 @@ def _markdown(table: Table) -> str:
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |"
         for line in lines
     ]
-    caveats = [part for sentence in table.caveats for part in (f"{MARK} {sentence}", "")]
-    return "\n".join([f"**{table.title}**", "", *padded, "", *caveats])
+    return "\n".join([f"**{table.title}**", "", *padded, ""])

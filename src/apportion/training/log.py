@@ -120,7 +120,7 @@ class TensorBoard(Sink):
         except ImportError:
             raise MissingExtra("the log 'tensorboard' needs pip install 'apportion[tensorboard]'") from None
         where = str(begun.out / "tensorboard" / begun.run)
-        self._writer = SummaryWriter(where, purge_step=begun.step or None)
+        self._writer: Any = SummaryWriter(where, purge_step=begun.step or None)
         self._step = begun.step
         # In the writer's own file: readers do not come back to a file once another follows it, which is what
         # ``add_hparams`` would write.

@@ -267,10 +267,10 @@ class _Session:
             saes[name] = sae
             for sink in self.sinks[name]:
                 sink.conclude(_untold(sae.metadata))
-        for name, error in failed.items():
+        for name, reason in failed.items():
             if not saes:
-                raise error
-            self._set_aside(name, f"it could not be calibrated ({error})")
+                raise reason
+            self._set_aside(name, f"it could not be calibrated ({reason})")
         return saes
 
     def _history(self, run: Run, tally: Tally, step: int) -> dict[str, Any]:
