@@ -38,8 +38,8 @@ def catalogue(
 
     Returns:
         ``feature``, ``density``, ``gain``; ``neighbours``, pairs of feature and cosine, flat;
-        with ``firings`` ``peak``, the largest value (None where the text holds none), and ``contexts``, each [first
-        row, place of the strongest token, one of ``LEVELS`` for each token]; with ``W_U`` ``raised`` and
+        with ``firings`` ``peak``, the largest value (None where the text holds none), and ``contexts``, each
+        [first row, place of the strongest token, one of ``LEVELS`` for each token]; with ``W_U`` ``raised`` and
         ``lowered``, pairs of word and logit.
     """
     chosen = survey.gain.sort(descending=True, stable=True).indices[:most]
