@@ -58,6 +58,10 @@ class BudgetMissed(ApportionWarning):
     """A training came to its end and the SAE does not spend the k features per token that it was to spend."""
 
 
+class RunSetAside(ApportionWarning):
+    """A run of a training diverged and was set aside; the others went on to their end."""
+
+
 def nearest(name: str, known: Iterable[str], n: int = 3) -> str:
     """A readable list of the ``n`` entries of ``known`` that look most like ``name``.
 

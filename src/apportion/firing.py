@@ -52,3 +52,12 @@ class Firing(nn.Module):
     def dead(self) -> Tensor:
         """[d_sae] bool: has not fired during the last ``dead_after`` training tokens."""
         return self.age >= self.dead_after
+
+    def dead_share(self) -> float | None:
+        """The share of features that are dead; None before there were ``dead_after`` training tokens, for until
+        then no feature can have been silent for so long."""
+        return float(self.dead().float().mean()) if int(self.tokens) >= self.dead_after else None
+
+    def never_fired(self) -> float | None:
+        """The share of features that have not fired on any training token; None before the first."""
+        return int((self.age == self.tokens).sum()) / len(self.age) if int(self.tokens) else None

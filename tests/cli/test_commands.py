@@ -22,9 +22,11 @@ TRAIN_KEYS = {
     "short",
     "fvu_train",
     "dead",
+    "never_fired",
     "tokens",
     "tokens_per_s",
     "path",
+    "caveats",
 }
 EVALUATE_KEYS = {"run", "k", "l0", "l0_se", "l0_histogram", "fvu", "cosine", "never_fires", "tokens_per_s"}
 
@@ -41,6 +43,7 @@ def test_train_then_evaluate_as_json(command: Command, train: list, store: Path,
     measured = command("evaluate", tmp_path / "runs", "--data", store, "--json")
     assert measured.status == 0
     assert [row["run"] for row in measured.rows] == sorted(row["run"] for row in done.rows)
+    assert all(row["dead"] is None and 0 <= row["never_fired"] < 1 for row in done.rows), "too short to tell"
     for row in measured.rows:
         assert row.keys() >= EVALUATE_KEYS
         assert row["l0"] == pytest.approx(row["k"], rel=0.3) and 0 < row["fvu"] < 1.5
@@ -116,6 +119,8 @@ def test_tables_are_for_people_and_have_a_line_per_run(command: Command, train: 
     lines = done.out.splitlines()
     assert [line.split()[0] for line in lines] == ["run", "token_choice-k4", "mutual_choice-k4"]
     assert lines[0].split() == [key for key in lines[0].split() if key in TRAIN_KEYS]
+    place = lines[0].split().index("dead")
+    assert [line.split()[place] for line in lines[1:]] == ["-", "-"], "no feature can be dead yet"
     table = command("evaluate", train[3], "--data", store).out.splitlines()
     assert len(table) == 3 and {"l0", "fvu"} <= set(table[0].split())
 

@@ -19,7 +19,7 @@ def run_demo(out, capsys, *sizes: str) -> list[dict]:
 
 
 def check(rows: list[dict], out) -> None:
-    assert [tuple(row) for row in rows] == [COLUMNS] * 9
+    assert [tuple(row) for row in rows] == [(*COLUMNS, "caveats")] * 9
     baselines = json.loads((out / "baselines.json").read_text())
     for row in rows:
         name = f"{row['recipe']}-k{row['k']}"

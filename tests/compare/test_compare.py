@@ -40,7 +40,7 @@ def test_every_sae_is_measured_as_evaluate_does(
     for sae in both.saes:
         alone = ap.evaluate(ap.load(trained[sae.name]), rows, oracle=16)
         for measure, value in sae.measures.items():
-            if measure not in ("tokens_per_s", "dead"):
+            if measure not in ("tokens_per_s", "dead", "never_fired"):
                 assert alone[measure] == value, measure
         assert sae.measures["tokens"] == both.tokens
         assert sae.measures["dead"] is not None and sae.measures["allocation_efficiency"] is not None

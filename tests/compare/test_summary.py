@@ -193,3 +193,11 @@ def test_a_difference_is_of_all_shared_seeds_or_none() -> None:
     saes = [sae for seed in range(2) for sae in front("a", seed, law(1))]
     saes += [*front("b", 0, law(1)), *front("b", 1, law(1, k=(8, 16)))]
     assert {(one.k, one.value.n) for one in Summary(saes).differences()} == {(8, 2), (16, 2)}
+
+
+def test_a_reading_names_the_saes_that_it_is_read_from() -> None:
+    saes = [*front("a", 0, law(1)), *front("b", 0, law(1, l0=0.95))]
+    levels = {(one.method, one.k): one.read_from for one in Summary(saes).levels()}
+    assert levels["a", 16] == ("a-k16-s0",) and levels["b", 16] == ("b-k16-s0", "b-k32-s0")
+    (middle,) = (one for one in Summary(saes).differences() if one.k == 16)
+    assert middle.read_from == ("a-k16-s0", "b-k16-s0", "b-k32-s0")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -21,6 +22,7 @@ from apportion.compare import (
     to_json,
     to_markdown,
 )
+from apportion.compare.tables import tables
 from apportion.errors import InvalidInput
 
 SAES = tuple(
@@ -93,6 +95,28 @@ def test_markdown_holds_the_same_cells_and_empty_ones() -> None:
     assert differences[1] == ["b/c", "a", "FVU", "8.00", "-0.0100 ± 0.0020 (-3.0%)", "yes"]
     assert differences[2] == ["b/c", "a", "cosine", "15.90", "+0.0100", ""]
     assert "1,234 held-out tokens of 56 documents" in text
+
+
+def test_an_sae_with_caveats_is_marked_in_every_table_that_it_is_read_in() -> None:
+    wrong = "run 'a-k8' ended its training at L0 = 3.0 and not at k = 8"
+    saes = (replace(SAES[0], caveats=(wrong,)), *SAES[1:])
+    levels = (
+        replace(LEVELS[0], read_from=("a-k8.0",)),
+        *(replace(one, read_from=("a-k16.0",)) for one in LEVELS[1:]),
+    )
+    differences = (replace(DIFFERENCES[0], read_from=("a-k8.0", "b|c-k8.0")), DIFFERENCES[1])
+    made = replace(MADE, saes=saes, levels=levels, differences=differences)
+    assert from_json(to_json(made)) == made
+    text = to_markdown(made)
+    points, level, difference = (cells(block) for block in text.split("**")[2::2])
+    assert [row[0] for row in points[1:]] == ["a †", "a", "b/c", "b/c"]
+    assert level[1] == ["a", "0.3000 ± 0.0200 †", "0.2000 ± 0.0200"]
+    assert [row[4].endswith("†") for row in difference[1:]] == [True, False]
+    assert text.endswith(f"\n\n† {wrong}\n"), "once, below all of them"
+    assert [list(table.caveats) for table in tables(made)] == [[wrong]] * 3, "and for each that stands alone"
+    lines = list(csv.DictReader(io.StringIO(to_csv(made))))
+    said = {(line["table"], line["method"], line["k"]) for line in lines if line["caveats"] == wrong}
+    assert said == {("points", "a", "8.0"), ("levels", "a", "8.0"), ("differences", "b|c", "8.0")}
 
 
 def cells(block: str) -> list[list[str]]:

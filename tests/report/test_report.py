@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from apportion.compare import Seed
 from apportion.compare.base import Measured
 from apportion.errors import InvalidConfig, InvalidInput
 from apportion.report import report
-from apportion.report.curves import read_curve
+from apportion.report.curves import known_dead, read_curve
 from apportion.report.report import in_detail
 
 from ..compare.conftest import many_documents
@@ -45,8 +46,53 @@ def test_a_curve_is_thinned_to_its_ends_and_a_folder_without_one_has_none(tmp_pa
     assert curve is not None and len(curve["tokens"]) == 50
     assert curve["tokens"][0] == 1 and curve["tokens"][-1] == 1000 and curve["dead"] == [None] * 50
     assert read_curve(tmp_path / "none") is None
-    (tmp_path / "log.jsonl").write_text("not json")
+    (tmp_path / "log.jsonl").write_text("")
     assert read_curve(tmp_path) is None
+    assert known_dead({"tokens": [1, 2, 3], "dead": [0.0, 0.0, 0.5]}, 2)["dead"] == [None, 0.0, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("line", "fault"),
+    [
+        ("not json", "is not valid JSON"),
+        ("[3]", r"is no record but '\[3\]'"),
+        ('{"tokens": 9, "fvu": "much"}', "has fvu = much, which is no number"),
+        ('{"tokens": 9, "fvu": NaN}', "has fvu = nan, which is no number"),
+        ('{"tokens": 9, "l0": 1e999}', "has l0 = inf, which is no number"),
+        ('{"tokens": 9, "dead": true}', "has dead = True, which is no number"),
+        ('{"fvu": 0.5}', "has tokens = None, which is no number"),
+        ("\udcff", "cannot be read"),
+    ],
+)
+def test_a_log_that_holds_no_numbers_is_named_with_its_line(tmp_path: Path, line: str, fault: str) -> None:
+    good = '{"tokens": 1, "fvu": 0.5, "l0": 3, "dead": null}'
+    (tmp_path / "log.jsonl").write_text("\n".join([good, line, *[good] * 400]), errors="surrogateescape")
+    place = "log.jsonl " if fault == "cannot be read" else "log.jsonl, line 2 "
+    with pytest.raises(InvalidInput, match=place + fault):
+        read_curve(tmp_path)
+
+
+def test_what_is_wrong_with_an_sae_and_its_log_stands_in_the_page(
+    runs: dict[str, ap.SAE | str | Path], source: StoreSource, tmp_path: Path
+) -> None:
+    given: dict[str, ap.SAE | str | Path] = {}
+    for name, folder in list(runs.items())[:2]:
+        given[name] = Path(shutil.copytree(folder, tmp_path / Path(folder).name))
+    bad, other = given
+    sae = ap.load(given[bad])
+    sae.metadata["training"]["l0_train"] = 2 * sae.k
+    ap.save(sae, given[bad])
+    (tmp_path / Path(given[other]).name / "log.jsonl").write_text('{"tokens": 64, "fvu": "much"}')
+    found = report(given, source, tmp_path / "page.html", oracle=8, features=5, notes=["8 of 10 are missing"])
+    sentence = found.saes[0].caveats[0]
+    assert sentence.startswith(f"run '{bad}' ended its training at L0 = {2 * sae.k:.1f} and not at k = {sae.k:g}")
+    text = (tmp_path / "page.html").read_text()
+    assert "<li>8 of 10 are missing</li>" in text and "line 1 has fvu = much" in text
+    escaped = sentence.replace("<", "&lt;").replace(">", "&gt;").replace("'", "&#39;")
+    # At the top, below five charts of it and the three of its training, and below every table that it is in.
+    assert text.count(f'<li class="caveat">† {escaped}</li>') >= 1 + 5 + 3 + 2
+    assert "· k 3 †</button>" in text and "· k 3 †</h3>" in text and "· k 3 †</option>" in text
+    assert '"symbol":["circle-open"' in text or '"symbol": ["circle-open"' in text
 
 
 def test_a_source_without_text_gives_all_other_sections(tmp_path: Path) -> None:

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
+import struct
+import sys
+import types
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +18,7 @@ import apportion as ap
 from apportion.errors import InvalidCheckpoint, MissingExtra, UnknownName
 from apportion.training.log import JsonLines, flatten
 
-from .training_kit import config, records, settings, source
+from .training_kit import Stopped, Watched, config, records, settings, source, stop
 
 RUNS = {"a": config("token_choice"), "b": config("mutual_choice")}
 
@@ -41,6 +47,109 @@ def test_tensorboard_gets_every_number_of_every_run(tmp_path: Path) -> None:
         logged = [(record["step"], record["loss"]["reconstruction"]) for record in records(tmp_path / name)]
         assert found == [(step, pytest.approx(value)) for step, value in logged]
         assert {"fvu", "l0", "lr", "time/tokens_per_s"} <= set(events.Tags()["scalars"])
+
+
+def test_tensorboard_gets_hyperparameters_and_what_a_run_came_to(tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    plugin = pytest.importorskip("tensorboard.plugins.hparams.plugin_data_pb2")
+    saes = ap.train(RUNS, source(), tmp_path, settings(6, log_every=2), sinks=["tensorboard"])
+    for name, run in RUNS.items():
+        (file,) = (tmp_path / "tensorboard" / name).iterdir()  # readers do not come back from a second one
+        events = accumulator.EventAccumulator(str(file))
+        events.Reload()
+        content = events.PluginTagToContent("hparams")["_hparams_/session_start_info"]
+        given = plugin.HParamsPluginData.FromString(content).session_start_info.hparams
+        assert given["sae.d_sae"].number_value == 64 and given["lr.peak"].number_value == run.lr.peak
+        assert given["sae.allocator.kind"].string_value == run.sae.allocator.kind
+        assert given["train.batch_size"].number_value == 64 and given["source.rows"].number_value == 2048
+        (calibrated,) = events.Scalars("end/calibration/l0")
+        assert calibrated.value == pytest.approx(saes[name].metadata["calibration"]["l0"])
+        (told,) = events.Tensors("config/text_summary")
+        assert json.loads(told.tensor_proto.string_val[0])["seed"] == 0
+
+
+class Recorded:
+    """Weights & Biases as far as it is used: the arguments of ``wandb.init`` (0.31) and of a run's methods."""
+
+    def __init__(self) -> None:
+        self.begun: list[dict[str, Any]] = []
+        self.steps: dict[str, list[int]] = {}
+        self.ends: dict[str, Any] = {}
+
+    def init(
+        self,
+        project: str | None = None,
+        dir: str | None = None,
+        id: str | None = None,
+        name: str | None = None,
+        config: dict[str, Any] | None = None,
+        group: str | None = None,
+        reinit: str | None = None,
+        resume: str | None = None,
+    ) -> Any:
+        json.dumps(config)
+        self.begun.append({"id": id, "name": name, "group": group, "config": config, "resume": resume})
+        steps = self.steps.setdefault(str(id), [])
+        ends = self.ends.setdefault(str(id), {})
+        return types.SimpleNamespace(
+            log=lambda data, step=None: steps.append(step), summary=ends, finish=lambda exit_code=None: None
+        )
+
+
+def test_a_resume_goes_on_with_its_run_of_wandb_and_a_new_training_has_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded = Recorded()
+    monkeypatch.setitem(sys.modules, "wandb", recorded)  # type: ignore[arg-type]
+    with pytest.raises(Stopped):
+        ap.train(RUNS, Watched(6, stop), tmp_path / "out", settings(9), checkpoint_seconds=0, sinks=["wandb"])
+    saes = ap.train(RUNS, source(), tmp_path / "out", settings(9), sinks=["wandb"])
+    shutil.rmtree(tmp_path / "out")
+    ap.train(RUNS, source(), tmp_path / "out", settings(9), sinks=["wandb"])
+    ids = [one["id"] for one in recorded.begun]
+    assert [one["name"] for one in recorded.begun] == ["a", "b"] * 3
+    assert ids[:2] == ids[2:4] and len(set(ids)) == 4
+    for one in recorded.begun:
+        run = RUNS[one["name"]]
+        assert one["config"]["lr"]["peak"] == run.lr.peak and one["config"]["sae"]["d_sae"] == 64
+        assert one["config"]["train"]["batch_size"] == 64 and one["config"]["source"] == source().describe()
+        assert recorded.steps[one["id"]] == [0, 3, 6, 8]
+        assert recorded.ends[one["id"]]["end"]["calibration"] == saes[one["name"]].metadata["calibration"]
+        assert "config" not in recorded.ends[one["id"]]["end"]["training"]
+
+
+def wandb_records(path: Path) -> Iterator[bytes]:
+    """The records of a ``.wandb`` file, which is a LevelDB log with a head of seven bytes."""
+    data, at, block, held = path.read_bytes(), 7, 32768, b""
+    while at + 7 <= len(data):
+        if block - at % block < 7:
+            at += block - at % block
+            continue
+        _, length, kind = struct.unpack("<IHB", data[at : at + 7])
+        part, at = data[at + 7 : at + 7 + length], at + 7 + length
+        held = part if kind in (1, 2) else held + part
+        if kind in (1, 4):
+            yield held
+
+
+def test_wandb_itself_writes_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb", reason="wandb is not installed")
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    ap.train({"a": RUNS["a"]}, source(), tmp_path, settings(6), sinks=["wandb"])
+    (file,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    found = [Record.FromString(data) for data in wandb_records(file)]
+    given = {
+        update.key: json.loads(update.value_json)
+        for one in found
+        if one.HasField("run")
+        for update in one.run.config.update
+    }
+    assert given["sae"]["d_sae"] == 64 and given["train"]["batch_size"] == 64
+    assert sum(one.HasField("history") for one in found) == 3
+    assert any(update.key == "end" for one in found for update in one.summary.update)
 
 
 def test_an_unknown_sink_is_refused_before_anything_is_written(tmp_path: Path) -> None:

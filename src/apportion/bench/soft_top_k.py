@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import InvalidConfig
 from ..ops.soft_top_k import soft_pairs, soft_top_k, soft_top_k_gradients_reference, weights_at
-from .timing import NOISE, products, spread, timed
+from .timing import noisy, products, spread, timed
 
 ALPHAS = (0.01, 0.1, 1.0)
 PAIRS_ALPHAS = (1e-4, 0.01)
@@ -99,7 +99,7 @@ def _row(label: dict[str, Any], case: _Case, work: Callable[[float], Any], round
         "ratio": seconds / product,
         "sort_s": sort,
         "times_faster": sort / seconds if sort is not None else None,
-        "product_spread": spread(times[fastest]) if rounds > 1 else 0.0,
+        "product_spread": spread(times[fastest]),
     }
-    row["noisy"] = row["product_spread"] > NOISE
+    row["noisy"] = noisy(row["product_spread"])
     return row

@@ -21,7 +21,7 @@ from ..spans import listening
 from ..training import Run, RunConfig, train_step
 from ..training.optimizers import state_bytes
 from .card import DTYPES, Dtype, check_device, probes, rates, work_of_step
-from .timing import NOISE, one_thread, products, spread, timed
+from .timing import noisy, one_thread, products, spread, timed
 
 PARTS = (
     *("zero_grad", "encode", "allocate", "decode", "losses", "backward"),
@@ -156,7 +156,7 @@ def _row(
         "tokens_per_s": batch / step,
         "product_spread": spread(times[fastest]),
     }
-    row["noisy"] = row["product_spread"] > NOISE
+    row["noisy"] = noisy(row["product_spread"])
     if parts:
         row["parts"] = timed_parts(run, x, step, when=_moment(name))
     if memory and not {"+", ","} & set(name):

@@ -59,7 +59,14 @@ def products(x: Tensor, d_sae: int) -> dict[str, Callable[[], Tensor]]:
     }
 
 
-def spread(times: Sequence[float]) -> float:
-    """The width of the middle 80 % of the times, as a share of their median."""
+def noisy(product_spread: float | None) -> bool | None:
+    """Whether the product varied by more than ``NOISE``; None where that is not known."""
+    return None if product_spread is None else product_spread > NOISE
+
+
+def spread(times: Sequence[float]) -> float | None:
+    """The width of the middle 80 % of the times, as a share of their median; None of a single one."""
+    if len(times) < 2:
+        return None
     cuts = statistics.quantiles(times, n=10)
     return (cuts[-1] - cuts[0]) / statistics.median(times)

@@ -12,10 +12,11 @@ from ..activations import Source
 from ..clock import Clock
 from ..errors import InvalidConfig, InvalidInput
 from ..training import Run, TrainConfig, train_step
+from ..training.aside import read_aside
 from ..training.checkpoint import latest_checkpoint, load_checkpoint
 from ..training.plan import check_runs, differing_rows, read_plan
 from ..workspace import Workspace
-from .timing import NOISE, products, spread, timed
+from .timing import noisy, products, spread, timed
 
 _WARM_UP = 2
 
@@ -33,7 +34,8 @@ def bench_trained(folder: str | Path, source: Source, *, rounds: int = 15) -> li
     Returns:
         A row per run: ``run, step_s, product_s, ratio, tokens_per_s, product_spread, noisy`` as of
         ``bench_step``, all medians; ``l0`` of the steps, ``dead``, the share of features that were, ``d_in``,
-        ``d_sae`` and ``batch``.
+        ``d_sae`` and ``batch``. ``dead`` is None in a training shorter than the window that dead is defined by.
+        Runs that were set aside are left out.
 
     Raises:
         InvalidConfig: ``rounds`` is less than 2, or a newer version trained it.
@@ -43,7 +45,7 @@ def bench_trained(folder: str | Path, source: Source, *, rounds: int = 15) -> li
     if rounds < 2:
         raise InvalidConfig(f"rounds = {rounds}; give 2 or more, for one time says nothing of its noise")
     runs, settings, state = _resumed(Path(folder), source)
-    dead = {name: float(run.firing.dead().float().mean()) for name, run in runs.items()}
+    dead = {name: run.firing.dead_share() for name, run in runs.items()}
     stream = source.stream(settings.batch_size, settings.seed, state["stream"])
     clock = Clock(settings.n_steps - 1, settings.n_steps, settings.n_steps * settings.batch_size)
     times: dict[str, dict[str, list[float]]] = {name: {"l0": []} for name in runs}
@@ -78,13 +80,14 @@ def _resumed(folder: Path, source: Source) -> tuple[dict[str, Run], TrainConfig,
     if checkpoint is None:
         raise InvalidInput(f"{folder} has no checkpoint; wait until its training has written one")
     workspace = Workspace()
-    runs = {name: Run(config, torch.zeros(source.d_in), workspace) for name, config in plan.runs.items()}
+    left = {name: config for name, config in plan.runs.items() if read_aside(folder / name) is None}
+    runs = {name: Run(config, torch.zeros(source.d_in), workspace) for name, config in left.items()}
     state = load_checkpoint(checkpoint, runs)
     return runs, plan.settings, state
 
 
 def _row(
-    name: str, run: Run, times: dict[str, list[float]], floors: list[str], batch: int, dead: float
+    name: str, run: Run, times: dict[str, list[float]], floors: list[str], batch: int, dead: float | None
 ) -> dict[str, Any]:
     product = min((times[label] for label in floors), key=statistics.median)
     step_s, product_s = statistics.median(times["step"]), statistics.median(product)
@@ -101,4 +104,4 @@ def _row(
         "d_sae": run.config.sae.d_sae,
         "batch": batch,
     }
-    return row | {"noisy": row["product_spread"] > NOISE}
+    return row | {"noisy": noisy(row["product_spread"])}

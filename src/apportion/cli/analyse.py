@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -20,10 +19,12 @@ from ..errors import InvalidConfig, InvalidInput
 from ..io import load_sae
 from ..metrics import Classes, Interval, Relation
 from ..sae import SAE
+from ..training import caveats
 from .data import documents_of
-from .evaluate import sae_folders, source_of
+from .evaluate import source_of
 from .model import ModelOptions
 from .output import import_plugins, integers_in, on_terminal, show
+from .runs import find_saes
 
 TABLE = ("run", "covariate", "rho", "rho_half", "explained", "bin", "tokens", "documents", "k", "k_half")
 PROBES = ("run", "n_features", "accuracy", "accuracy_half", "baseline", "classes", "training", "heldout")
@@ -56,8 +57,8 @@ class Analyse:
     text_field: str = "text"
     """Field of the text in JSONL or a dataset."""
     strict: bool = False
-    """Refuse a record of --labels that cannot be used (no text, blank, binary, broken), which is otherwise left
-    out and counted."""
+    """Refuse a training some of whose runs are not finished or were set aside, and a record of --labels that
+    cannot be used (no text, blank, binary, broken), which is otherwise left out and counted."""
     whole: bool = False
     """Keep documents of more than 65,536 characters in one piece; otherwise they are cut into parts of about
     8,192, each a document of its own."""
@@ -94,13 +95,14 @@ class Analyse:
             )
         if self.probe and self.model:
             raise InvalidConfig("--probe reads no surprisal; leave --model out")
+        folders, _ = find_saes([self.run_folder], self.strict)
         StoreSource(self.data, self.module)  # checks every shard once
         rows: list[dict[str, Any]] = []
         words, scores = self._words(), self._scores()
         model = self.loading.load(self.model, self.device) if self.model else None
         # What tokens have by themselves is the same for all SAEs of a split.
         of_rows: dict[str, dict[str, NDArray[np.float64]]] = {}
-        for folder in sae_folders(Path(self.run_folder)):
+        for folder in folders:
             sae = load_sae(folder).to(self.device)
             source = source_of(self.data, self.module, self.heldout, folder.name, sae)
             labels = None if words is None else labels_of(source.documents, words[0], source.digests, words[1])
@@ -111,7 +113,8 @@ class Analyse:
                 if split not in of_rows:
                     of_rows[split] = self._of_rows(source, model)
                 found = self._relations(sae, source, labels, scores, of_rows[split])
-            rows += [{"run": folder.name, **row} for row in found]
+            told = caveats(sae, folder.name)
+            rows += [{"run": folder.name, **row, "caveats": told} for row in found]
         show(rows, self.json, PROBES if self.probe else TABLE)
         return 0
 

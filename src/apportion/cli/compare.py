@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Annotated
 
 import tyro
 
 from ..activations import StoreSource
 from ..compare import compare, to_csv, to_json, to_markdown
-from ..errors import ApportionError, InvalidConfig
-from ..io import load_sae
-from .evaluate import sae_folders
+from ..errors import InvalidConfig
 from .model import ModelOptions
 from .output import import_plugins, on_terminal, say
+from .runs import find_saes, reading_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +42,8 @@ class Compare:
     loading: Annotated[ModelOptions, tyro.conf.arg(name="")] = field(default_factory=ModelOptions)
     plugin: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """A .py file or module with rules of your own; its code is run (repeatable)."""
+    strict: bool = False
+    """Refuse a training some of whose runs are not finished or were set aside."""
     json: bool = False
     """Print everything, each SAE included, as JSON."""
     csv: bool = False
@@ -54,11 +53,8 @@ class Compare:
         if self.json and self.csv:
             raise InvalidConfig("--json and --csv were both given; choose one")
         import_plugins(self.plugin)
-        folders = list(
-            {folder.resolve(): folder for run in self.runs for folder in sae_folders(Path(run))}.values()
-        )
-        heldout, split_seed = split_of(folders)
-        source = StoreSource(self.data, self.module, heldout=heldout, split_seed=split_seed)
+        folders, missing = find_saes(self.runs, self.strict)
+        source = StoreSource(self.data, self.module, **reading_of(folders))
         model = self.loading.load(self.model, self.device) if self.model else None
         comparison = compare(
             {str(folder): folder for folder in folders},
@@ -70,22 +66,11 @@ class Compare:
             device=self.device,
             progress=on_terminal(),
         )
+        comparison = replace(comparison, notes=(*missing, *comparison.notes))
         show = to_json if self.json else to_csv if self.csv else to_markdown
         sys.stdout.write(show(comparison))
         for name, reason in comparison.left_out.items():
             say(f"apportion: {name} is left out: {' '.join(reason.split())}")
-        for note in comparison.notes:
+        for note in comparison.notes[len(missing) :]:  # what is missing was said before
             say(f"note: {note}")
         return 2 if comparison.left_out else 0
-
-
-def split_of(folders: Sequence[Path]) -> tuple[float, int]:
-    """How the first SAE that says so held documents out."""
-    for folder in folders:
-        try:
-            trained = load_sae(folder).metadata.get("source", {})
-        except ApportionError:
-            continue  # `compare` says what is wrong with it
-        if "heldout" in trained:
-            return float(trained["heldout"]), int(trained.get("split_seed", 0))
-    return 0.2, 0

@@ -39,7 +39,7 @@ ORACLE = 128  # largest k that the best split of a budget may give a token
 HELD_OUT = 0.3  # documents differ much in how many features they need: measure on many
 COLUMNS = (
     *("recipe", "k", "l0_train", "l0_frozen", "l0_frozen_se"),
-    *("fvu", "cosine", "efficiency", "dead", "tokens_per_s"),
+    *("fvu", "cosine", "efficiency", "dead", "never_fired", "tokens_per_s"),
 )
 
 
@@ -122,8 +122,10 @@ def demo_row(measured: Measured, sae: SAE) -> dict[str, Any]:
         "fvu": measures["fvu"],
         "cosine": measures["cosine"],
         "efficiency": measures["allocation_efficiency"],
-        "dead": training["dead"],
+        "dead": measures["dead"],
+        "never_fired": measures["never_fired"],
         "tokens_per_s": training["tokens_per_s"],
+        "caveats": list(measured.caveats),
     }
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
@@ -16,10 +15,11 @@ from ..downstream import Downstream, fewer
 from ..errors import InvalidInput
 from ..evaluate import evaluate
 from ..io import load_sae
-from ..metrics import dominated
 from ..sae import SAE
+from ..training import caveats
 from .model import ModelOptions
 from .output import import_plugins, on_terminal, say, show
+from .runs import find_saes
 
 TABLE = ("run", "k", "l0", "l0_se", "fvu", "cosine", "never_fires", "density_gini", "tokens", "tokens_per_s")
 ORACLE = ("allocation_efficiency", "fvu_uniform", "fvu_oracle", "k_correlation", "importance_alone")
@@ -53,13 +53,15 @@ class Evaluate:
     loading: Annotated[ModelOptions, tyro.conf.arg(name="")] = field(default_factory=ModelOptions)
     plugin: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """A .py file or module with rules of your own; its code is run (repeatable)."""
+    strict: bool = False
+    """Refuse a training some of whose runs are not finished or were set aside."""
     json: bool = False
     """Print everything, histograms included, as JSON."""
 
     def run(self) -> int:
         import_plugins(self.plugin)
+        folders, _ = find_saes([self.run_folder], self.strict)
         StoreSource(self.data, self.module)  # checks every shard once
-        folders = sae_folders(Path(self.run_folder))
         saes = {folder.name: load_sae(folder).to(self.device) for folder in folders}
         model = self.loading.load(self.model, self.device) if self.model else None
         shared: dict[str, Downstream] = {}
@@ -72,14 +74,12 @@ class Evaluate:
             measures = evaluate(sae, source, limit=self.limit, oracle=self.oracle, progress=on_terminal())
             if downstream is not None:
                 measures |= downstream.of(sae, progress=on_terminal())
-            rows.append({"run": name, "k": sae.k, **measures})
+            rows.append({"run": name, "k": sae.k, **measures, "caveats": caveats(sae, name, measures)})
         further = [key for key in (*ORACLE, *DOWNSTREAM) if key in rows[0]]
         further += LEFT_OUT if any(row["left_out_tokens"] for row in rows) else ()
         show(rows, self.json, [*TABLE, *further])
         for row in rows:
             _warn_if_cut(row)
-            if sentence := dominated(row["variance_in_top_percent"]):
-                say(f"{row['run']}: {sentence}")
         for sentence in dict.fromkeys(remarks):
             say(sentence)
         return 0
@@ -129,13 +129,3 @@ def _warn_if_cut(row: dict[str, Any]) -> None:
             f"{row['run']} gives {row['beyond_k_max']:.2%} of the tokens more than the {row['k_max']} features "
             "that its oracle may; raise --oracle"
         )
-
-
-def sae_folders(path: Path) -> list[Path]:
-    """The folders of saved SAEs at or right below ``path``, sorted by name."""
-    if (path / "sae.json").exists():
-        return [path]
-    found = sorted(file.parent for file in path.glob("*/sae.json"))
-    if not found:
-        raise InvalidInput(f"{path} holds no sae.json and no folder that does; pass a finished run")
-    return found

@@ -34,7 +34,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status (0 done, 2 bad input, 130 interrupted)."""
+    """Run one command; returns the exit status (0 done, 1 done in part, 2 bad input, 130 interrupted)."""
     command = tyro.extras.subcommand_cli_from_dict(
         COMMANDS,
         prog="apportion",

@@ -13,15 +13,21 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ..errors import ApportionError, ApportionWarning, InvalidConfig, UnknownName
+from ..training.caveats import MARK, marked
 
 
 def show(rows: Sequence[Mapping[str, Any]], as_json: bool, columns: Sequence[str] | None = None) -> None:
-    """Print rows as a JSON list, or as a table of their numbers and words."""
+    """Print rows as a JSON list, or as a table of their numbers and words.
+
+    A row with ``caveats`` is marked in the table, and its sentences stand below.
+    """
     if as_json:
         sys.stdout.write(json.dumps(list(rows), indent=1) + "\n")
         return
-    names = list(columns or [key for key, value in rows[0].items() if isinstance(value, (int, float, str))])
+    names = list(columns or _shown(rows))
     cells = [names, *([_cell(row.get(name)) for name in names] for row in rows)]
+    for line, row in zip(cells[1:], rows, strict=True):
+        line[0] = marked(line[0], row.get("caveats", ()))
     widths = [max(len(line[i]) for line in cells) for i in range(len(names))]
     for line in cells:
         padded = [
@@ -29,6 +35,13 @@ def show(rows: Sequence[Mapping[str, Any]], as_json: bool, columns: Sequence[str
             for i, (text, width) in enumerate(zip(line, widths, strict=True))
         ]
         sys.stdout.write("  ".join(padded).rstrip() + "\n")
+    for sentence in dict.fromkeys(sentence for row in rows for sentence in row.get("caveats", ())):
+        sys.stdout.write(f"{MARK} {sentence}\n")
+
+
+def _shown(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The keys of the first row that stand for a number or a word, or for one that is not known."""
+    return [key for key, value in rows[0].items() if value is None or isinstance(value, (int, float, str))]
 
 
 def _cell(value: object) -> str:

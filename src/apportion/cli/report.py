@@ -10,10 +10,9 @@ import tyro
 
 from ..activations import StoreSource
 from ..report import report
-from .compare import split_of
-from .evaluate import sae_folders
 from .model import ModelOptions
 from .output import import_plugins, on_terminal, say, show
+from .runs import find_saes, reading_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,16 +48,15 @@ class Report:
     loading: Annotated[ModelOptions, tyro.conf.arg(name="")] = field(default_factory=ModelOptions)
     plugin: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """A .py file or module with rules of your own; its code is run (repeatable)."""
+    strict: bool = False
+    """Refuse a training some of whose runs are not finished or were set aside."""
     json: bool = False
     """Print where the page is and how large as JSON."""
 
     def run(self) -> int:
         import_plugins(self.plugin)
-        folders = list(
-            {folder.resolve(): folder for run in self.runs for folder in sae_folders(Path(run))}.values()
-        )
-        heldout, split_seed = split_of(folders)
-        source = StoreSource(self.data, self.module, heldout=heldout, split_seed=split_seed)
+        folders, missing = find_saes(self.runs, self.strict)
+        source = StoreSource(self.data, self.module, **reading_of(folders))
         model = self.loading.load(self.model, self.device) if self.model else None
         comparison = report(
             {str(folder): folder for folder in folders},
@@ -71,12 +69,14 @@ class Report:
             detailed=self.detailed,
             features=self.features,
             device=self.device,
+            notes=missing,
             progress=on_terminal(),
         )
         size = Path(self.out).stat().st_size
         show([{"page": self.out, "bytes": size, "saes": len(comparison.saes)}], self.json)
         for name, reason in comparison.left_out.items():
             say(f"apportion: {name} is left out: {' '.join(reason.split())}")
-        for note in comparison.notes:
+        marked = [sentence for sae in comparison.saes for sentence in sae.caveats]
+        for note in (*comparison.notes[len(missing) :], *marked):  # what is missing was said before
             say(f"note: {note}")
         return 2 if comparison.left_out else 0

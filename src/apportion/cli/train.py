@@ -13,7 +13,9 @@ from ..activations import Source, StoreSource
 from ..complexity import load_scores
 from ..errors import InvalidConfig
 from ..recipes import Published, adjusted, find_recipe
-from ..training import RunConfig, TrainConfig, train, with_scores
+from ..sae import SAE
+from ..training import RunConfig, TrainConfig, caveats, train, with_scores
+from ..training.caveats import dead_in_training
 from ..transforms import TransformConfig
 from .output import import_plugins, integers_in, names_in, numbers_in, on_terminal, say, show
 
@@ -22,7 +24,8 @@ from .output import import_plugins, integers_in, names_in, numbers_in, on_termin
 class Train:
     """Train SAEs on a store: every recipe at every k (and seed), all on one shared stream.
 
-    Running the same command again goes on after the last checkpoint.
+    Running the same command again goes on after the last checkpoint. A run that diverges is set aside, and the
+    others go on; the exit status is then 1.
     """
 
     store: Annotated[str, tyro.conf.Positional]
@@ -88,8 +91,9 @@ class Train:
             TransformConfig.lookup(self.transform)
         source = self._source()
         settings = self._settings()
+        configs = self._configs(source.d_in)
         saes = train(
-            self._configs(source.d_in),
+            configs,
             source,
             self.out,
             settings,
@@ -102,9 +106,9 @@ class Train:
             say(sentence)
         for name, its in self._published().items():
             say(f"{name} as published, except: {its.notes or 'nothing'}")
-        rows = [summary(name, sae.k, self.out, sae.metadata) for name, sae in saes.items()]
+        rows = [summary(name, sae, self.out) for name, sae in saes.items()]
         show(rows, self.json)
-        return 0
+        return 1 if configs.keys() - saes.keys() else 0
 
     def _source(self) -> Source:
         """The store, with the scores of its texts if there are any."""
@@ -184,18 +188,19 @@ class Train:
         return adjusted(config, recipe, self.set, names_in(self.recipe, "--recipe"))
 
 
-def summary(name: str, k: float, out: str | Path, metadata: dict[str, Any]) -> dict[str, Any]:
+def summary(name: str, sae: SAE, out: str | Path) -> dict[str, Any]:
     """What training says of an SAE."""
-    training, calibration = metadata["training"], metadata["calibration"]
+    training, calibration = sae.metadata["training"], sae.metadata["calibration"]
     return {
         "run": name,
-        "k": k,
+        "k": sae.k,
         "l0_train": training["l0_train"],
         "l0_calibrated": calibration["l0"],
         "short": calibration["short"],
         "fvu_train": training["fvu_train"],
-        "dead": training["dead"],
+        **dead_in_training(sae.metadata),
         "tokens": training["tokens"],
         "tokens_per_s": training["tokens_per_s"],
         "path": str(Path(out) / name),
+        "caveats": caveats(sae, name),
     }

@@ -17,8 +17,10 @@ class Measured:
         method: what it is an instance of.
         k: features per token that it is meant to spend.
         seed: of its weights and its stream.
-        measures: the single numbers that ``apportion.evaluate`` gives, and ``dead``, the share of features that
-            were dead when training ended.
+        measures: the single numbers that ``apportion.evaluate`` gives; ``dead``, the share of features that
+            were dead when training ended, and ``never_fired``, the share that had not fired in it at all; None
+            for a number that is not known.
+        caveats: what is wrong with it, a sentence each.
     """
 
     name: str
@@ -26,6 +28,7 @@ class Measured:
     k: float
     seed: Seed
     measures: dict[str, float | None]
+    caveats: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class Level:
 
     Attributes:
         l0: the mean over seeds of where it is read.
+        read_from: names of the SAEs that it is read from.
     """
 
     method: str
@@ -50,6 +54,7 @@ class Level:
     l0: float
     measure: str
     value: Interval
+    read_from: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,7 @@ class Difference:
         share: the difference as a share of the reference's measure; None where that is 0.
         excludes_zero: whether the interval does; None where there is no interval. Each is meant alone: of twenty
             differences of equal methods, one excludes zero.
+        read_from: names of the SAEs that it is read from.
     """
 
     method: str
@@ -71,6 +77,7 @@ class Difference:
     value: Interval
     share: float | None
     excludes_zero: bool | None
+    read_from: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

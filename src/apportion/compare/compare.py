@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from ..io import load_sae
 from ..metrics.base import Moments, wide
 from ..metrics.intervals import redrawn_sums
 from ..sae import SAE
+from ..training.caveats import caveats, dead_in_training
 from .base import Comparison, Difference, Measured
 from .origin import Origin, check_fair, methods_of, origin_of
 from .summary import Sample, Summary
@@ -95,7 +96,8 @@ def compare(
     if not measured:
         name, reason = next(iter(left_out.items()))
         raise InvalidInput(f"none of the {len(left_out)} SAEs can be compared; {name}: {reason}")
-    return _compared(measured, found, spread, left_out)
+    comparison = _compared(measured, found, spread, left_out)
+    return replace(comparison, notes=(*source.remarks(), *comparison.notes))
 
 
 @dataclass(frozen=True)
@@ -107,10 +109,18 @@ class _Found:
     tells_source: bool
     numbers: dict[str, float | None]
     measures: Mapping[str, Any]
+    caveats: tuple[str, ...]
 
     @classmethod
     def of(cls, name: str, sae: SAE, measures: Mapping[str, Any]) -> _Found:
-        return cls(origin_of(name, sae), sae.d_sae, "source" in sae.metadata, _numbers(sae, measures), measures)
+        return cls(
+            origin_of(name, sae),
+            sae.d_sae,
+            "source" in sae.metadata,
+            _numbers(sae, measures),
+            measures,
+            tuple(caveats(sae, name, measures)),
+        )
 
 
 def _reason(error: Exception) -> str:
@@ -128,10 +138,9 @@ def _check_width(sae: SAE, found: Mapping[str, _Found]) -> None:
 
 
 def _numbers(sae: SAE, measures: Mapping[str, Any]) -> dict[str, float | None]:
-    """The measures that are single numbers, and the share of dead features when training ended."""
+    """The measures that are single numbers, and the shares of features that were dead in training."""
     numbers = {key: value for key, value in measures.items() if value is None or isinstance(value, (int, float))}
-    dead = sae.metadata.get("training", {}).get("dead")
-    return numbers if dead is None else numbers | {"dead": dead}
+    return numbers | dead_in_training(sae.metadata)
 
 
 def _distinct(found: Mapping[str, _Found], left_out: dict[str, str]) -> list[Measured]:
@@ -147,7 +156,7 @@ def _distinct(found: Mapping[str, _Found], left_out: dict[str, str]) -> list[Mea
                 "give one of the two, or its run another name"
             )
         else:
-            measured[key] = Measured(name, methods[name], origin.k, origin.seed, one.numbers)
+            measured[key] = Measured(name, methods[name], origin.k, origin.seed, one.numbers, one.caveats)
     return list(measured.values())
 
 

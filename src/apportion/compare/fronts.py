@@ -23,16 +23,31 @@ def at_l0(front: Front, l0: float, logarithmic: bool = True) -> float | None:
     >>> at_l0([(8.0, 0.4), (32.0, 0.1)], 16.0)
     0.2
     """
-    for own, value in front:
+    places = read_between(front, l0)
+    if not places:
+        return None
+    (low, first), (high, second) = front[places[0]], front[places[-1]]
+    if len(places) == 1:
+        return first
+    share = math.log(l0 / low) / math.log(high / low)
+    if logarithmic and first > 0 and second > 0:
+        return math.exp((1 - share) * math.log(first) + share * math.log(second))
+    return (1 - share) * first + share * second
+
+
+def read_between(front: Front, l0: float) -> tuple[int, ...]:
+    """The places in ``front`` of the point at ``l0``, or of its two neighbours; none outside of the front.
+
+    >>> read_between([(8.0, 0.4), (16.0, 0.2), (32.0, 0.1)], 20.0)
+    (1, 2)
+    """
+    for place, (own, _) in enumerate(front):
         if own == l0:
-            return value
-    for (low, first), (high, second) in pairwise(front):
+            return (place,)
+    for place, ((low, _), (high, _)) in enumerate(pairwise(front)):
         if 0 < low < l0 < high:
-            share = math.log(l0 / low) / math.log(high / low)
-            if logarithmic and first > 0 and second > 0:
-                return math.exp((1 - share) * math.log(first) + share * math.log(second))
-            return (1 - share) * first + share * second
-    return None
+            return place, place + 1
+    return ()
 
 
 def common_l0(k: float, fronts: Sequence[Front]) -> float | None:

@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 from ..metrics.intervals import Interval, over_documents, over_seeds
 from .base import Difference, Level, Measured, Point
-from .fronts import Front, at_l0, common_l0, reaches
+from .fronts import Front, at_l0, common_l0, reaches, read_between
 from .origin import Seed
 
 LOGARITHMIC = ("fvu", "kl", "hidden_error")
@@ -75,7 +75,9 @@ class Summary:
                 if any(reading(self._all) is None for reading in readings):
                     continue
                 if (value := self._interval(readings)) is not None:
-                    yield Level(method, k, statistics.fmean(p for p in places if p is not None), measure, value)
+                    known = [place for place in places if place is not None]
+                    names = self._read_from([method], seeds, measure, known)
+                    yield Level(method, k, statistics.fmean(known), measure, value, names)
 
     def differences(self) -> Iterator[Difference]:
         """Every method less each of those before it, at the L0 nearest to each k that both reach."""
@@ -96,7 +98,8 @@ class Summary:
                 base = statistics.fmean(bases)
                 share = value.mean / base if base else None
                 l0 = statistics.fmean(places)
-                yield Difference(method, reference, k, l0, measure, value, share, value.excludes_zero)
+                names = self._read_from([reference, method], seeds, measure, places)
+                yield Difference(method, reference, k, l0, measure, value, share, value.excludes_zero, names)
 
     def _interval(self, readings: Sequence[Reading]) -> Interval | None:
         """Over the readings, one per seed; of a single one, over documents if it can be redrawn."""
@@ -169,13 +172,27 @@ class Summary:
             return None
         return at_l0(self._front(sample, method, seed, measure), l0, measure in LOGARITHMIC)
 
+    def _read_from(
+        self, methods: Sequence[str], seeds: Sequence[Seed], measure: str, places: Sequence[float]
+    ) -> tuple[str, ...]:
+        """The SAEs that are read for these methods, at one L0 for each seed."""
+        found = []
+        for method, (seed, l0) in itertools.product(methods, zip(seeds, places, strict=True)):
+            points = {point: name for name, point in self._points(self._all, method, seed, measure).items()}
+            front = sorted(points)
+            found += [points[front[place]] for place in read_between(front, l0)]
+        return tuple(found)
+
     def _front(self, sample: Sample, method: str, seed: Seed, measure: str = "l0") -> Front:
-        points = [
-            (l0, value)
+        return sorted(self._points(sample, method, seed, measure).values())
+
+    def _points(self, sample: Sample, method: str, seed: Seed, measure: str) -> dict[str, tuple[float, float]]:
+        """L0 and a measure of each SAE of a method and seed that has both."""
+        return {
+            name: (l0, value)
             for name in self._fronts[method, seed]
             if (l0 := sample[name].get("l0")) is not None and (value := sample[name].get(measure)) is not None
-        ]
-        return sorted(points)
+        }
 
 
 def _measure_of(name: str, measure: str) -> Reading:

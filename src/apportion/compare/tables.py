@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from typing import NamedTuple
 
@@ -12,7 +13,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from ..errors import InvalidInput
 from ..metrics.intervals import Interval
-from .base import Comparison
+from ..training.caveats import MARK, marked
+from .base import Comparison, Point
 
 TITLES = {
     "l0": "L0",
@@ -24,11 +26,14 @@ TITLES = {
     "never_fires": "never fires",
     "silent": "silent",
     "dead": "dead in training",
+    "never_fired": "never fired in training",
     "density_gini": "density Gini",
     "allocation_efficiency": "efficiency",
     "tokens_per_s": "tokens/s",
 }
 """The measures that the first table shows, and what it calls them."""
+UNKNOWN = "–"
+"""Stands in tables for a number that is not known."""
 CSV_COLUMNS = (
     "table",
     "method",
@@ -41,15 +46,20 @@ CSV_COLUMNS = (
     "n",
     "over",
     "excludes_zero",
+    "caveats",
 )
 
 
 class Table(NamedTuple):
-    """Words and numbers as people read them: a row of heads, and rows that begin with what they are about."""
+    """Words and numbers as people read them: a row of heads, and rows that begin with what they are about.
+
+    ``caveats`` are sentences on the SAEs behind the cells that bear ``MARK``.
+    """
 
     title: str
     heads: list[str]
     rows: list[list[str]]
+    caveats: Sequence[str] = ()
 
 
 def to_json(comparison: Comparison) -> str:
@@ -73,20 +83,25 @@ def to_csv(comparison: Comparison) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)
     for point in comparison.points:
+        said = " ".join(_caveats_of(comparison, _behind(comparison, point)))
         for measure, value in point.measures.items():
-            writer.writerow(["points", point.method, None, point.k, None, measure, *_parts(value), None])
+            writer.writerow(["points", point.method, None, point.k, None, measure, *_parts(value), None, said])
     for level in comparison.levels:
         head = ["levels", level.method, None, level.k, level.l0, level.measure]
-        writer.writerow([*head, *_parts(level.value), None])
+        said = " ".join(_caveats_of(comparison, level.read_from))
+        writer.writerow([*head, *_parts(level.value), None, said])
     for one in comparison.differences:
         head = ["differences", one.method, one.reference, one.k, one.l0, one.measure]
-        writer.writerow([*head, *_parts(one.value), one.excludes_zero])
+        said = " ".join(_caveats_of(comparison, one.read_from))
+        writer.writerow([*head, *_parts(one.value), one.excludes_zero, said])
     return text.getvalue()
 
 
 def to_markdown(comparison: Comparison) -> str:
-    """``tables``, as Markdown."""
-    return "\n".join(_markdown(table) for table in tables(comparison))
+    """``tables``, as Markdown, and below them what is wrong with the SAEs that are marked there."""
+    sentences = dict.fromkeys(sentence for sae in comparison.saes for sentence in sae.caveats)
+    below = [part for sentence in sentences for part in (f"{MARK} {sentence}", "")]
+    return "\n".join([*(_markdown(table) for table in tables(comparison)), *below])
 
 
 def tables(comparison: Comparison) -> list[Table]:
@@ -96,20 +111,32 @@ def tables(comparison: Comparison) -> list[Table]:
     return [*found, _differences(comparison)] if comparison.differences else found
 
 
+def caveats_of(comparison: Comparison, point: Point) -> list[str]:
+    """What is wrong with the SAEs of a method at one k."""
+    return _caveats_of(comparison, _behind(comparison, point))
+
+
+def _behind(comparison: Comparison, point: Point) -> list[str]:
+    """The names of the SAEs that a point is the mean of."""
+    return [sae.name for sae in comparison.saes if (sae.method, sae.k) == (point.method, point.k)]
+
+
+def _caveats_of(comparison: Comparison, names: Collection[str]) -> list[str]:
+    return [sentence for sae in comparison.saes if sae.name in names for sentence in sae.caveats]
+
+
 def _points(comparison: Comparison) -> Table:
     shown = [name for name in TITLES if any(name in point.measures for point in comparison.points)]
-    rows = [
-        [
-            point.method,
-            f"{point.k:g}",
-            str(sum((sae.method, sae.k) == (point.method, point.k) for sae in comparison.saes)),
-            *(cell_of(point.measures.get(name), name) for name in shown),
-        ]
-        for point in comparison.points
-    ]
+    rows = []
+    for point in comparison.points:
+        names = _behind(comparison, point)
+        cells = [cell_of(point.measures.get(name), name) for name in shown]
+        method = marked(point.method, _caveats_of(comparison, names))
+        rows.append([method, f"{point.k:g}", str(len(names)), *cells])
     documents = "" if comparison.documents is None else f" of {comparison.documents:,} documents"
     title = f"On {comparison.tokens:,} held-out tokens{documents}"
-    return Table(title, ["method", "k", "seeds", *(TITLES[name] for name in shown)], rows)
+    heads = ["method", "k", "seeds", *(TITLES[name] for name in shown)]
+    return Table(title, heads, rows, _caveats_of(comparison, [sae.name for sae in comparison.saes]))
 
 
 def _levels(comparison: Comparison, measure: str) -> Table:
@@ -122,9 +149,15 @@ def _levels(comparison: Comparison, measure: str) -> Table:
         heads.append(f"L0 {sum(places) / len(places):.2f}")
     rows = []
     for method in dict.fromkeys(point.method for point in comparison.points):
-        found = [cells.get((method, own)) for own in k]
-        rows.append([method, *("" if one is None else cell_of(one.value, measure) for one in found)])
-    return Table(f"{TITLES[measure]} at equal measured L0", ["method", *heads], rows)
+        row = [method]
+        for own in k:
+            one = cells.get((method, own))
+            said = _caveats_of(comparison, one.read_from if one else ())
+            row.append(marked(cell_of(one.value, measure), said) if one else "")
+        rows.append(row)
+    read = [name for level in levels for name in level.read_from]
+    title = f"{TITLES[measure]} at equal measured L0"
+    return Table(title, ["method", *heads], rows, _caveats_of(comparison, read))
 
 
 def _differences(comparison: Comparison) -> Table:
@@ -133,9 +166,12 @@ def _differences(comparison: Comparison) -> Table:
         share = "" if one.share is None else f" ({one.share:+.1%})"
         zero = {True: "yes", False: "no", None: ""}[one.excludes_zero]
         names = [one.method, one.reference, TITLES[one.measure], f"{one.l0:.2f}"]
-        rows.append([*names, cell_of(one.value, one.measure, "+") + share, zero])
+        cell = marked(cell_of(one.value, one.measure, "+") + share, _caveats_of(comparison, one.read_from))
+        rows.append([*names, cell, zero])
     heads = ["method", "less", "measure", "at L0", "difference", "interval excludes 0"]
-    return Table("Differences at equal measured L0, paired by seed", heads, rows)
+    read = [name for one in comparison.differences for name in one.read_from]
+    title = "Differences at equal measured L0, paired by seed"
+    return Table(title, heads, rows, _caveats_of(comparison, read))
 
 
 def _parts(value: Interval) -> list[object]:
@@ -143,9 +179,9 @@ def _parts(value: Interval) -> list[object]:
 
 
 def cell_of(value: Interval | None, measure: str, sign: str = "") -> str:
-    """A value with half its interval, in as many digits as its measure is read in; empty for none."""
+    """A value with half its interval, in as many digits as its measure is read in; a dash if it is not known."""
     if value is None:
-        return ""
+        return UNKNOWN
     form = {"l0": ".2f", "tokens_per_s": ",.0f"}.get(measure, ".4f")
     text = format(value.mean, sign + form)
     return text if value.half is None else f"{text} ± {format(value.half, form)}"

@@ -11,6 +11,10 @@ FEW, MOST = 0.01, 0.5
 """A ratio of sums over tokens misleads where so small a share of them holds more than so much of the variance."""
 
 
+TOP = "variance_in_top_percent"
+"""What the share is called in results and metadata."""
+
+
 def top_share(x: Tensor) -> float:
     """The share of Σ‖x − m‖² that the 1 % of the rows ``x [n, d]`` farthest from their median m hold.
 
@@ -52,7 +56,7 @@ class Concentration(Metric):
 
     def result(self) -> dict[str, Json]:
         known = torch.cat(self._distances) if self._distances else torch.zeros(0)
-        return {"variance_in_top_percent": _share(known.double())}
+        return {TOP: _share(known.double())}
 
 
 def _share(squares: Tensor) -> float:

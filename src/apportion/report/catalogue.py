@@ -38,9 +38,9 @@ def catalogue(
 
     Returns:
         ``feature``, ``density``, ``gain``; ``neighbours``, pairs of feature and cosine, flat;
-        with ``firings`` ``peak``, the largest value, and ``contexts``, each [first row, place of the strongest
-        token, one of ``LEVELS`` for each token]; with ``W_U`` ``raised`` and ``lowered``, pairs of word and
-        logit.
+        with ``firings`` ``peak``, the largest value (None where the text holds none), and ``contexts``, each
+        [first row, place of the strongest token, one of ``LEVELS`` for each token]; with ``W_U`` ``raised`` and
+        ``lowered``, pairs of word and logit.
     """
     chosen = survey.gain.sort(descending=True, stable=True).indices[:most]
     near, cosine = neighbours(sae.W_dec, chosen.to(sae.device), NEIGHBOURS)
@@ -52,10 +52,11 @@ def catalogue(
     }
     if firings is not None:
         strongest = [firings.strongest(feature, CONTEXTS) for feature in columns["feature"]]
-        peaks = [float(own[0].values.max()) if own else 0.0 for own in strongest]
-        columns["peak"] = [_short(peak) for peak in peaks]
+        peaks = [float(own[0].values.max()) if own else None for own in strongest]
+        columns["peak"] = [None if peak is None else _short(peak) for peak in peaks]
         columns["contexts"] = [
-            [_context(window, peak) for window in own] for own, peak in zip(strongest, peaks, strict=True)
+            [_context(window, peak) for window in own] if peak is not None else []
+            for own, peak in zip(strongest, peaks, strict=True)
         ]
     if W_U is not None and words is not None:
         up, down = logits(sae.W_dec[chosen.to(sae.device)].to(W_U.device), W_U, TOKENS)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from ..compare import Comparison
 from ..compare.base import Point
-from ..compare.tables import TITLES, cell_of
+from ..compare.tables import TITLES, UNKNOWN, caveats_of, cell_of
 from ..errors import InvalidInput
 from ..ops.zipf import fit_zipf
-from .drawing import Chart, Look, line, log_axis, short, trace
+from ..training.caveats import marked
+from .drawing import Chart, Look, hollow, line, log_axis, short, trace
 from .survey import Survey
 
 BINS, RANKS = 72, 160
@@ -53,9 +54,15 @@ DENSITIES = (
 CURVES = {
     "fvu": ("FVU in training", "Of the batches that were logged, in the form that trains."),
     "l0": ("Features per token in training", "Rules that a price or a schedule holds to k end near it."),
-    "dead": ("Dead features in training", "The share that had not fired for a while."),
+    "dead": (
+        "Dead features in training",
+        "The share that had not fired for a while; not known before that while is over.",
+    ),
+    "never_fired": ("Features that never fired", "The share that had not fired once since training began."),
 }
 """What is drawn of a training, its title and how it is read."""
+SHARES = ("dead", "never_fired")
+"""Those of them that are shares of the features."""
 
 
 def fronts(comparison: Comparison, looks: Mapping[str, Look]) -> list[Chart]:
@@ -72,8 +79,20 @@ def fronts(comparison: Comparison, looks: Mapping[str, Look]) -> list[Chart]:
             continue
         axis = log_axis(TITLES[measure], values) if min(values) > 0 and measure != "ce_score" else {}
         layout = {"xaxis": _l0_axis(lines), "yaxis": {"title": {"text": TITLES[measure]}} | axis}
-        title, table = f"{TITLES[measure]} against L0", _table(comparison, measure)
-        found.append(Chart(f"front-{measure}", title, reading, list(looks.values()), lines, layout, *table))
+        title, (heads, rows) = f"{TITLES[measure]} against L0", _table(comparison, measure)
+        found.append(
+            Chart(
+                f"front-{measure}",
+                title,
+                reading,
+                list(looks.values()),
+                lines,
+                layout,
+                heads,
+                rows,
+                caveats=_said(comparison),
+            )
+        )
     return found
 
 
@@ -94,8 +113,9 @@ def efficiency(comparison: Comparison, looks: Mapping[str, Look]) -> Chart | Non
         ],
         "annotations": [_words("one k for every token", 0, "y"), _words("the best k for each", 1, "y")],
     }
-    title, table = "Allocation efficiency against L0", _table(comparison, "allocation_efficiency")
-    return Chart("efficiency", title, EFFICIENCY, list(looks.values()), lines, layout, *table)
+    title, (heads, rows) = "Allocation efficiency against L0", _table(comparison, "allocation_efficiency")
+    said = _said(comparison)
+    return Chart("efficiency", title, EFFICIENCY, list(looks.values()), lines, layout, heads, rows, caveats=said)
 
 
 def budgets(surveys: Mapping[Look, Survey]) -> Chart:
@@ -127,7 +147,8 @@ def budgets(surveys: Mapping[Look, Survey]) -> Chart:
     heads = ["SAE", "mean", "5 %", "median", "95 %", "most"]
     layout["xaxis"]["anchor"] = bars[-1]["yaxis"]
     size = 96 * len(histograms) + 56
-    return Chart("budgets", "Features per token", BUDGETS, list(surveys), bars, layout, heads, rows, size)
+    said, looks = _said_of(surveys), list(surveys)
+    return Chart("budgets", "Features per token", BUDGETS, looks, bars, layout, heads, rows, size, said)
 
 
 def densities(surveys: Mapping[Look, Survey]) -> Chart:
@@ -158,12 +179,14 @@ def densities(surveys: Mapping[Look, Survey]) -> Chart:
         "yaxis": log_axis("density", _all(lines, "y")),
     }
     heads = ["SAE", "C", "β", "s", "never fire"]
-    return Chart("densities", "Density by rank", DENSITIES, list(surveys), lines, layout, heads, rows, 440)
+    said, looks = _said_of(surveys), list(surveys)
+    return Chart("densities", "Density by rank", DENSITIES, looks, lines, layout, heads, rows, 440, said)
 
 
 def curves(logs: Mapping[Look, Mapping[str, Sequence[float | None]]]) -> list[Chart]:
-    """FVU, L0 and the share of dead features over the tokens of each training."""
-    return [_curve(logs, measure, *words) for measure, words in CURVES.items()] if logs else []
+    """Each of ``CURVES`` that a log knows anything of, over the tokens of each training."""
+    known = [measure for measure in CURVES if any(v is not None for log in logs.values() for v in log[measure])]
+    return [_curve(logs, measure, *CURVES[measure]) for measure in known]
 
 
 def _curve(
@@ -172,19 +195,22 @@ def _curve(
     lines, rows = [], []
     for look, log in logs.items():
         pairs = [(t, v) for t, v in zip(log["tokens"], log[measure], strict=True) if t and v is not None]
-        if pairs:
+        if not pairs:
+            rows.append([look.label, *[UNKNOWN] * 3])
+        else:
             tokens, values = [t for t, _ in pairs], [v for _, v in pairs]
             told = [f"{t:,.0f} tokens<br>{v:.4g}" for t, v in pairs]
             lines.append(line(look, tokens, values, told, MARKS))
             places = (0, len(values) // 2, -1)
             rows.append([look.label, *(f"{values[place]:.4g}" for place in places)])
     values = _all(lines, "y")
-    logarithmic = measure != "dead" and min(values, default=0) > 0
+    logarithmic = measure not in SHARES and min(values, default=0) > 0
     share = {"tickformat": ".0%", "range": [-0.005, max(0.05, 1.1 * max(values, default=0.0))]}
     axis = log_axis("", values) if logarithmic else share
     layout = {"xaxis": {"title": {"text": "training tokens"}, "nticks": 5}, "yaxis": axis}
     heads = ["SAE", "first", "halfway", "last"]
-    return Chart(f"training-{measure}", title, reading, list(logs), lines, layout, heads, rows, 320)
+    name, said = f"training-{measure}", _said_of(logs)
+    return Chart(name, title, reading, list(logs), lines, layout, heads, rows, 320, said)
 
 
 def _over_l0(comparison: Comparison, looks: Mapping[str, Look], measure: str) -> list[dict[str, Any]]:
@@ -198,8 +224,9 @@ def _over_l0(comparison: Comparison, looks: Mapping[str, Look], measure: str) ->
         values = [point.measures[measure] for point in points]
         x, y = [point.measures["l0"].mean for point in points], [value.mean for value in values]
         drawn = line(look, x, y, [_told(point, measure) for point in points])
+        hollow(drawn, look, [caveats_of(comparison, point) for point in points])
         if any(value.half for value in values):
-            halves = [short(value.half or 0.0) for value in values]
+            halves = [None if value.half is None else short(value.half) for value in values]
             drawn["error_y"] = {"type": "data", "array": halves, "thickness": 1.25, "width": 4}
         lines.append(drawn)
     return lines
@@ -212,10 +239,24 @@ def _told(point: Point, measure: str) -> str:
 
 def _table(comparison: Comparison, measure: str) -> tuple[list[str], list[list[str]]]:
     rows = [
-        [point.method, f"{point.k:g}", *(cell_of(point.measures.get(name), name) for name in ("l0", measure))]
+        [
+            marked(point.method, caveats_of(comparison, point)),
+            f"{point.k:g}",
+            *(cell_of(point.measures.get(name), name) for name in ("l0", measure)),
+        ]
         for point in comparison.points
     ]
     return ["method", "k", "L0", TITLES[measure]], rows
+
+
+def _said(comparison: Comparison) -> list[str]:
+    """All caveats on the SAEs of a comparison."""
+    return [sentence for sae in comparison.saes for sentence in sae.caveats]
+
+
+def _said_of(looks: Iterable[Look]) -> list[str]:
+    """All caveats on the SAEs that looks stand for."""
+    return [sentence for look in looks for sentence in look.caveats]
 
 
 def _bars(look: Look, counts: Sequence[int], width: int) -> dict[str, Any]:

@@ -5,26 +5,62 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
-MEASURES = ("fvu", "l0", "dead")
+from ..errors import InvalidInput
+from ..training.caveats import number
+
+MEASURES = ("fvu", "l0", "dead", "never_fired")
 """What a record of every rule holds."""
+_REMEDY = "copy the file again or take it away"
+
+Curve: TypeAlias = dict[str, list[float | None]]
+"""``tokens`` and each of ``MEASURES``, None where a record does not say."""
 
 
-def read_curve(folder: Path, most: int = 200) -> dict[str, list[float | None]] | None:
+def read_curve(folder: Path, most: int = 200) -> Curve | None:
     """``tokens`` and each of ``MEASURES`` over a run, at most ``most`` records of it, evenly spaced.
 
-    None where there is no log, or none that can be read: an SAE may have been moved without it.
+    None where there is no log: an SAE may have been moved without it.
+
+    Raises:
+        InvalidInput: a line is no record, or holds something else than numbers; with the place of the first.
     """
-    try:
-        lines = (folder / "log.jsonl").read_text().splitlines()
-        records = [json.loads(line) for line in _thinned(lines, most)]
-        curve: dict[str, list[float | None]] = {
-            name: [record.get(name) for record in records] for name in ("tokens", *MEASURES)
-        }
-    except (OSError, ValueError, AttributeError):
+    where = folder / "log.jsonl"
+    if not where.exists():
         return None
-    return curve if records and all(isinstance(tokens, int) for tokens in curve["tokens"]) else None
+    try:
+        lines = where.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"{where} cannot be read ({error}); {_REMEDY}") from None
+    records = [_record(line, f"{where}, line {place}") for place, line in enumerate(lines, 1)]
+    if not records:
+        return None
+    thinned = _thinned(records, most)
+    return {name: [record[name] for record in thinned] for name in ("tokens", *MEASURES)}
+
+
+def known_dead(curve: Curve, dead_after: float | None) -> Curve:
+    """Without what older versions wrote as dead before any feature could have been silent for so long."""
+    if dead_after is None:
+        return curve
+    pairs = zip(curve["tokens"], curve["dead"], strict=True)
+    return curve | {"dead": [dead if tokens and tokens >= dead_after else None for tokens, dead in pairs]}
+
+
+def _record(line: str, place: str) -> dict[str, float | None]:
+    """What a line says of each of ``MEASURES``, and its tokens, which every line has."""
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise InvalidInput(f"{place} is not valid JSON ({error}); {_REMEDY}") from None
+    if not isinstance(found, dict):
+        raise InvalidInput(f"{place} is no record but {line[:40]!r}; {_REMEDY}")
+    numbers = {name: number(found.get(name)) for name in ("tokens", *MEASURES)}
+    for name, value in numbers.items():
+        if value is None and (name == "tokens" or found.get(name) is not None):
+            raise InvalidInput(f"{place} has {name} = {str(found.get(name))[:40]}, which is no number; {_REMEDY}")
+    return numbers
 
 
 def _thinned(lines: Sequence[Any], most: int) -> list[Any]:

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import html
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from ..training.caveats import MARK
 
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "star", "cross", "hexagon", "triangle-down")
 """Of a method, with its colour: no line is told by colour alone."""
@@ -24,11 +27,13 @@ class Look:
     Attributes:
         series: number of the method, which gives colour and symbol.
         dash: number of the k among those of its method.
+        caveats: what is wrong with the SAE that it stands for.
     """
 
     label: str
     series: int
     dash: int = 0
+    caveats: tuple[str, ...] = ()
 
     @property
     def symbol(self) -> str:
@@ -50,6 +55,7 @@ class Chart:
         data, layout: plotly's.
         heads, rows: the same in numbers.
         height: pixels.
+        caveats: what is wrong with SAEs in it, a sentence each.
     """
 
     name: str
@@ -61,6 +67,7 @@ class Chart:
     heads: Sequence[str]
     rows: Sequence[Sequence[str]]
     height: int = 400
+    caveats: Sequence[str] = ()
 
     @property
     def figure(self) -> dict[str, Any]:
@@ -90,6 +97,20 @@ def line(
         "line": {"dash": look.line, "width": 2},
         "marker": {"symbol": look.symbol, "size": 9, "maxdisplayed": most_marks},
     }
+
+
+def hollow(drawn: dict[str, Any], look: Look, said: Sequence[Sequence[str]]) -> None:
+    """Empty the symbols of a line at those of its points that there are caveats on, and tell these there.
+
+    Args:
+        said: the caveats on each of the points.
+    """
+    if any(said):
+        drawn["marker"]["symbol"] = [f"{look.symbol}-open" if own else look.symbol for own in said]
+        drawn["text"] = [
+            "<br>".join([words, *(plain(part) for one in own for part in textwrap.wrap(f"{MARK} {one}", 60))])
+            for words, own in zip(drawn["text"], said, strict=True)
+        ]
 
 
 def log_axis(title: str, values: Sequence[float]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,10 @@ from ..errors import InvalidConfig, InvalidInput
 from ..files import storage, write_atomically
 from ..io import load_sae
 from ..sae import SAE
+from ..training.caveats import marked, number
 from .catalogue import LEVELS, catalogue
 from .charts import budgets, curves, densities, efficiency, fronts
-from .curves import read_curve
+from .curves import Curve, known_dead, read_curve
 from .directions import unembedding
 from .drawing import Look
 from .firings import Firings
@@ -48,6 +49,7 @@ def report(
     detailed: int = 5,
     features: int = 2000,
     text_tokens: int = 131_072,
+    notes: Sequence[str] = (),
     device: str | torch.device = "cpu",
     progress: bool = False,
 ) -> Comparison:
@@ -65,6 +67,7 @@ def report(
         limit, downstream_limit, oracle: as for ``apportion.compare``.
         features: most features of each of these SAEs, those with the largest gain.
         text_tokens: held-out tokens among which features' contexts are looked for.
+        notes: what else the page is to say at its top, such as which runs are missing.
         device: where SAEs from folders run.
         progress: show bars on stderr.
 
@@ -76,6 +79,7 @@ def report(
     """
     check_installed()
     out = _usable(Path(out), detailed=detailed, features=features, text_tokens=text_tokens)
+    logs, unread = _read_logs(runs)
     comparison = compare(
         runs,
         source,
@@ -86,14 +90,15 @@ def report(
         device=device,
         progress=progress,
     )
+    comparison = replace(comparison, notes=(*notes, *comparison.notes, *unread))
     chosen = in_detail(comparison.saes, detailed)
     text = _Text(source, min(text_tokens, comparison.tokens), model)
     details = [
         _detail(look, runs[sae.name], source, text, limit, features, device, progress)
         for sae, look in zip(chosen, _looks(chosen, comparison), strict=True)
     ]
-    logs = [read_curve(Path(given)) if not isinstance(given := runs[sae.name], SAE) else None for sae in chosen]
-    found = {one.look: log for one, log in zip(details, logs, strict=True) if log is not None}
+    pairs = zip(chosen, details, strict=True)
+    found = {one.look: known_dead(logs[sae.name], one.dead_after) for sae, one in pairs if sae.name in logs}
     page = render(
         about=_about(source, comparison, details),
         fronts=fronts(comparison, _methods(comparison)),
@@ -140,6 +145,7 @@ class _Detail:
     survey: Survey
     counts: list[int]
     features: dict[str, list[Any]]
+    dead_after: float | None
 
 
 class _Text:
@@ -194,7 +200,22 @@ def _detail(
     firings = None if table is None else Firings(surveyed.code, table.begins)
     words = None if table is None else table.words
     listed = catalogue(sae, surveyed, features, firings, words, text.W_U)
-    return _Detail(look, surveyed, surveyed.code.counts().tolist(), listed)
+    window = number(sae.metadata.get("training", {}).get("config", {}).get("dead_after"))
+    return _Detail(look, surveyed, surveyed.code.counts().tolist(), listed, window)
+
+
+def _read_logs(runs: Mapping[str, SAE | str | Path]) -> tuple[dict[str, Curve], list[str]]:
+    """The training of each SAE whose folder has a log, and what is wrong with those that cannot be read."""
+    logs, faults = {}, []
+    for name, given in runs.items():
+        if isinstance(given, SAE):
+            continue
+        try:
+            if (curve := read_curve(Path(given))) is not None:
+                logs[name] = curve
+        except InvalidInput as error:
+            faults.append(f"the training of {name} is not shown, for {error}")
+    return logs, faults
 
 
 def _blocks(details: Sequence[_Detail], text: _Text) -> dict[str, Any]:
@@ -221,7 +242,8 @@ def _looks(chosen: Sequence[Measured], comparison: Comparison) -> list[Look]:
     seen: Counter[str] = Counter()
     looks = []
     for sae in chosen:
-        looks.append(Look(f"{sae.method} · k {sae.k:g}", series[sae.method], seen[sae.method]))
+        label = marked(f"{sae.method} · k {sae.k:g}", sae.caveats)
+        looks.append(Look(label, series[sae.method], seen[sae.method], sae.caveats))
         seen[sae.method] += 1
     return looks
 
@@ -243,14 +265,15 @@ def _about(source: Source, comparison: Comparison, details: Sequence[_Detail]) -
 def _without_speed(table: Table) -> Table:
     """The table without tokens per second, which is another with every run."""
     kept = [place for place, head in enumerate(table.heads) if head != "tokens/s"]
-    return Table(table.title, [table.heads[i] for i in kept], [[row[i] for i in kept] for row in table.rows])
+    heads, rows = [table.heads[i] for i in kept], [[row[i] for i in kept] for row in table.rows]
+    return Table(table.title, heads, rows, table.caveats)
 
 
 def _usable(out: Path, **numbers: int) -> Path:
     """``out`` with a folder around it. Said before hours of measuring, not after."""
-    for name, number in numbers.items():
-        if number < 1:
-            raise InvalidConfig(f"{name} = {number} shows nothing; give at least 1")
+    for name, most in numbers.items():
+        if most < 1:
+            raise InvalidConfig(f"{name} = {most} shows nothing; give at least 1")
     if out.is_dir():
         raise InvalidConfig(f"{out} is a folder; give the name of an HTML file")
     with storage(out):

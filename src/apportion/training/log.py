@@ -8,6 +8,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,34 @@ from ..errors import InvalidCheckpoint, MissingExtra, UnknownName, nearest
 from ..files import sha256, storage
 
 
+@dataclass(frozen=True)
+class Begun:
+    """A run as a sink learns of it before its first record.
+
+    Attributes:
+        out: folder of the training.
+        run: name of the run.
+        step: the step that it goes on from.
+        training: what tells this training from any other, whatever its folder; the same after a resume.
+        config: all that the run is trained with, nested JSON.
+    """
+
+    out: Path
+    run: str
+    step: int
+    training: str
+    config: Mapping[str, Any]
+
+
 class Sink(abc.ABC):
-    """Takes the records of one run."""
+    """Takes what is to be known of one run: its records, and in the end what it came to."""
 
     @abc.abstractmethod
     def write(self, record: Mapping[str, Any]) -> None:
         """Take one record: ``step``, ``tokens``, numbers, nested groups, and times under ``time``."""
+
+    def conclude(self, result: Mapping[str, Any]) -> None:  # noqa: B027 a sink need not tell the end
+        """Take what the run came to: the metadata of its SAE without its config, or why it was set aside."""
 
     @abc.abstractmethod
     def close(self) -> None:
@@ -65,6 +88,17 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def _one_level(config: Mapping[str, Any], prefix: str = "") -> dict[str, bool | int | float | str]:
+    """Nested settings by dotted path; what is neither number nor word as JSON."""
+    flat: dict[str, bool | int | float | str] = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= _one_level(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value if isinstance(value, (bool, int, float, str)) else json.dumps(value)
+    return flat
+
+
 def flatten(record: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
     """Nested numbers as ``group/name``; anything that is not a number is left out."""
     flat: dict[str, float] = {}
@@ -77,18 +111,38 @@ def flatten(record: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
 
 
 class TensorBoard(Sink):
-    """Scalars under ``OUT/tensorboard/RUN`` (extra ``tensorboard``)."""
+    """Scalars and hyperparameters under ``OUT/tensorboard/RUN`` (extra ``tensorboard``)."""
 
-    def __init__(self, out: Path, run: str, step: int) -> None:
+    def __init__(self, begun: Begun) -> None:
         try:
+            from torch.utils.tensorboard.summary import hparams
             from torch.utils.tensorboard.writer import SummaryWriter
         except ImportError:
             raise MissingExtra("the log 'tensorboard' needs pip install 'apportion[tensorboard]'") from None
-        self._writer = SummaryWriter(str(out / "tensorboard" / run), purge_step=step or None)
+        where = str(begun.out / "tensorboard" / begun.run)
+        self._writer: Any = SummaryWriter(where, purge_step=begun.step or None)
+        self._step = begun.step
+        # In the writer's own file: readers do not come back to a file once another follows it, which is what
+        # ``add_hparams`` would write.
+        *opening, self._ending = hparams(_one_level(begun.config), dict.fromkeys(("fvu", "l0"), 0.0))
+        for part in opening:
+            self._writer.file_writer.add_summary(part)  # type: ignore[attr-defined]
+        self._say("config", begun.config)
 
     def write(self, record: Mapping[str, Any]) -> None:
+        self._step = int(record["step"])
         for name, value in flatten(record).items():
-            self._writer.add_scalar(name, value, int(record["step"]))
+            self._writer.add_scalar(name, value, self._step)
+
+    def conclude(self, result: Mapping[str, Any]) -> None:
+        for name, value in flatten(result, "end/").items():
+            self._writer.add_scalar(name, value, self._step)
+        self._say("end", result)
+        self._writer.file_writer.add_summary(self._ending)
+
+    def _say(self, name: str, data: Mapping[str, Any]) -> None:
+        indented = json.dumps(data, indent=1).replace("\n", "\n    ")
+        self._writer.add_text(name, f"    {indented}", self._step)  # Markdown shows an indented block as it is
 
     def close(self) -> None:
         self._writer.close()
@@ -97,17 +151,18 @@ class TensorBoard(Sink):
 class WandB(Sink):
     """A Weights & Biases run per SAE (extra ``wandb``); project and mode come from its own environment."""
 
-    def __init__(self, out: Path, run: str, step: int) -> None:
+    def __init__(self, begun: Begun) -> None:
         try:
             import wandb
         except ImportError:
             raise MissingExtra("the log 'wandb' needs pip install 'apportion[wandb]'") from None
         self._run = wandb.init(
-            # One run however often the training is resumed.
-            id=sha256(f"{out.resolve()}/{run}".encode())[:16],
-            name=run,
-            group=out.name,
-            dir=str(out),
+            # One run however often the training is resumed, and another for any other training in the same place.
+            id=sha256(f"{begun.training}/{begun.run}".encode())[:16],
+            name=begun.run,
+            group=begun.out.name,
+            dir=str(begun.out),
+            config=dict(begun.config),
             reinit="create_new",
             resume="allow",
         )
@@ -115,12 +170,15 @@ class WandB(Sink):
     def write(self, record: Mapping[str, Any]) -> None:
         self._run.log(flatten(record), step=int(record["step"]))
 
+    def conclude(self, result: Mapping[str, Any]) -> None:
+        self._run.summary.update({"end": dict(result)})
+
     def close(self) -> None:
         self._run.finish()
 
 
-SINKS: dict[str, Callable[[Path, str, int], Sink]] = {"tensorboard": TensorBoard, "wandb": WandB}
-"""Optional sinks by name: each is made from (output folder, run name, step to go on from)."""
+SINKS: dict[str, Callable[[Begun], Sink]] = {"tensorboard": TensorBoard, "wandb": WandB}
+"""Optional sinks by name."""
 
 
 def check_sinks(names: Iterable[str]) -> None:
@@ -130,7 +188,7 @@ def check_sinks(names: Iterable[str]) -> None:
             raise UnknownName(f"unknown log {name!r}; nearest: {nearest(name, SINKS)}")
 
 
-def open_sink(name: str, out: Path, run: str, step: int) -> Sink:
+def open_sink(name: str, begun: Begun) -> Sink:
     """The sink of that name. Raises ``UnknownName`` or ``MissingExtra``."""
     check_sinks([name])
-    return SINKS[name](out, run, step)
+    return SINKS[name](begun)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from ..config import Config
 from ..errors import InvalidCheckpoint, InvalidConfig, InvalidInput
 from ..files import check_format, read_json, storage, write_json
 from ..schedules import Schedule
+from .aside import read_aside
 from .configs import RunConfig, TrainConfig
 
 FORMAT, VERSION = "apportion-training", 1
@@ -91,11 +93,15 @@ def usable_device(device: str | torch.device) -> torch.device:
 
 
 class Plan(NamedTuple):
-    """What a training was begun with: what it read, as ``Source.describe`` says it, and what it was told."""
+    """What a training was begun with: what it read, as ``Source.describe`` says it, and what it was told.
+
+    ``id`` was drawn when it began; None where an older version began it.
+    """
 
     source: dict[str, Any]
     settings: TrainConfig
     runs: dict[str, RunConfig]
+    id: str | None = None
 
 
 def read_plan(out: Path) -> Plan:
@@ -109,12 +115,12 @@ def read_plan(out: Path) -> Plan:
     where = out / "train.json"
     found = read_json(where, "a training")
     check_format(found, FORMAT, VERSION, where)
-    source, settings, runs = (found.get(key) for key in ("source", "settings", "runs"))
+    source, settings, runs, drawn = (found.get(key) for key in ("source", "settings", "runs", "id"))
     if not (isinstance(source, dict) and isinstance(settings, dict) and isinstance(runs, dict)):
         raise InvalidCheckpoint(f"{where} names no source, settings or runs; it was damaged, copy it again")
     try:
         configs = {name: RunConfig.parse(run, name) for name, run in runs.items()}
-        return Plan(source, TrainConfig.parse(settings, "settings"), configs)
+        return Plan(source, TrainConfig.parse(settings, "settings"), configs, drawn and str(drawn))
     except InvalidConfig as error:
         raise InvalidConfig(
             f"{where} was not written by this version ({error}); go on with the one that wrote it, "
@@ -132,14 +138,20 @@ def differing_rows(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str
     return sorted(differing - {"path"} - ({"weights"} - shared))
 
 
-def claim_folder(out: Path, configs: Mapping[str, RunConfig], source: Source, settings: TrainConfig) -> None:
-    """Make ``out`` the folder of this training, or see that it already is."""
-    plan = Plan(source.describe(), settings, dict(configs))
+def claim_folder(out: Path, configs: Mapping[str, RunConfig], source: Source, settings: TrainConfig) -> str:
+    """Make ``out`` the folder of this training, or see that it already is; returns what tells it from others.
+
+    Runs that were set aside may be left out of ``configs``.
+    """
+    plan = Plan(source.describe(), settings, dict(configs), secrets.token_hex(8))
     where = out / "train.json"
     if where.exists():
         found = read_plan(out)
         # As they are written: a list and a tuple are the same there, and so is a class that was defined again.
         then, now = _written(found), _written(plan)
+        for name in found.runs.keys() - configs.keys():
+            if read_aside(out / name) is not None:
+                del then["runs"][name]
         differing = [key for key in now if then[key] != now[key]]
         if rows := differing_rows(found.source, plan.source):
             differing.append(f"source ({', '.join(rows)})")
@@ -148,13 +160,15 @@ def claim_folder(out: Path, configs: Mapping[str, RunConfig], source: Source, se
                 f"{out} holds a training with other {' and '.join(differing)}; "
                 "repeat its arguments to go on, or choose another folder"
             )
-        return
+        return found.id or str(out.resolve())  # what the sinks of older versions told trainings apart by
     if (out / "checkpoints").exists():
         raise InvalidCheckpoint(f"{out} has checkpoints but no train.json; choose another folder")
     with storage(out):
         for name in configs:
             (out / name).mkdir(parents=True, exist_ok=True)
-    write_json(where, {"format": FORMAT, "version": VERSION, "source": plan.source, **_written(plan)})
+    head = {"format": FORMAT, "version": VERSION, "id": plan.id, "source": plan.source}
+    write_json(where, {**head, **_written(plan)})
+    return str(plan.id)
 
 
 def _written(plan: Plan) -> dict[str, Any]:

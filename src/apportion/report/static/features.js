@@ -130,7 +130,7 @@ class Features {
     this.chosen = true;
     if (moved) history.replaceState(null, "", `#feature=${this.sae.value}/${feature[at]}`);
     const facts = [["density", percent(density[at])], ["gain", percent(gain[at])]];
-    if (peak) facts.push(["largest value", number(peak[at])]);
+    if (peak) facts.push(["largest value", peak[at] === null ? "–" : number(peak[at])]);
     detail.replaceChildren(
       element("h3", {}, `Feature ${feature[at]}`),
       element("dl", {}, ...facts.map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, value)))),
