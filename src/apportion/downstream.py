@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from .activations.capture import capture, patched
 from .activations.contexts import Contexts, ContextSource
@@ -15,6 +14,7 @@ from .activations.rows import StoreSource
 from .activations.source import Source, Split
 from .errors import InvalidInput
 from .metrics import CausalDownstream, Codec, EncoderDownstream, Json, device_of
+from .progress import Shown, bar
 
 CAUSAL_CONTEXTS, ENCODER_CONTEXTS = 8, 32
 """Most contexts that a patched model reads at once: three sets of logits, or hidden states, are held together."""
@@ -65,7 +65,7 @@ class Downstream:
         self._room = keep_bytes
 
     @torch.no_grad()
-    def of(self, sae: Codec, progress: bool = False) -> dict[str, Json]:
+    def of(self, sae: Codec, progress: Shown = False) -> dict[str, Json]:
         """The results of ``CausalDownstream`` if the model predicts next tokens, else of ``EncoderDownstream``.
 
         Raises:
@@ -75,7 +75,7 @@ class Downstream:
         metric = self._first.again() if self._first else CausalDownstream() if causal else EncoderDownstream()
         batches = self._source.contexts(self._split, CAUSAL_CONTEXTS if causal else ENCODER_CONTEXTS, self._limit)
         parts = (part for contexts in batches for part in self._parts(contexts))
-        for number, contexts in enumerate(tqdm(parts, desc="downstream", unit="batch", disable=not progress)):
+        for number, contexts in enumerate(bar(parts, desc="downstream", unit="batch", shown=progress)):
             inputs = contexts.inputs(self._model.device)
             keep = contexts.keep.to(self._model.device)
             clean = self._as_it_is(number, inputs)

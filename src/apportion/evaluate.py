@@ -9,7 +9,6 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from .activations.models import LoadedModel
 from .activations.source import BLOCK_ROWS, Batch, Source, Split
@@ -33,6 +32,7 @@ from .metrics import (
     device_of,
 )
 from .metrics.base import wide
+from .progress import Shown, bar
 from .trace import Dictionary, Trace
 
 IMPORTANCE_ROWS = BLOCK_ROWS // 8
@@ -73,7 +73,7 @@ def evaluate(
     downstream_limit: int | None = 16_384,
     oracle: int | None = None,
     per_document: bool = False,
-    progress: bool = False,
+    progress: Shown = False,
 ) -> dict[str, Json]:
     """The measures of ``apportion.metrics`` for ``sae`` on a held-out part of ``source``.
 
@@ -173,7 +173,7 @@ def _on_activations(
     limit: int | None,
     oracle: int | None,
     per_document: bool,
-    progress: bool,
+    progress: Shown,
 ) -> dict[str, Json]:
     device = device_of(sae)
     reconstruction = Reconstruction()
@@ -183,12 +183,12 @@ def _on_activations(
     order = _order(sae, oracle, metrics)
     if per_document:
         metrics.append(PerDocument())
-    blocks = tqdm(
+    blocks = bar(
         reblock(source.blocks(split, limit)),
         desc="evaluate",
         unit="block",
         total=None if limit is None else math.ceil(limit / BLOCK_ROWS),
-        disable=not progress,
+        shown=progress,
     )
     tokens, seconds = 0, 0.0
     for block in blocks:

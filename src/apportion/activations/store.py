@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from ..errors import CorruptStore, InvalidConfig, InvalidInput
 from ..files import DIGEST, locked
+from ..progress import Shown, bar
 from .contexts import Cutter, TextCutter, check_context, embedding_rows
 from .extract import extract_rows, row_columns
 from .files import Folder
@@ -63,7 +63,7 @@ def capture_to_store(
     outliers: float | None = OUTLIERS,
     skip_first: int = 0,
     bos: Bos = "auto",
-    progress: bool = False,
+    progress: Shown = False,
     data_description: Any = None,
 ) -> Manifest:
     """Capture ``modules`` over ``documents`` into the folder ``out`` (a path or fsspec URL).
@@ -125,8 +125,8 @@ def capture_to_store(
             stack.enter_context(locked(folder.local, "capturing into"))
         if folder.exists(MANIFEST):  # whoever held the lock has completed it
             return _finished(folder, settings, plan, weights)
-        bar = stack.enter_context(tqdm(total=max_rows, unit="row", disable=not progress))
-        return _run(loaded, plan, _begin(folder, settings, weights), folder, bar, left_out)
+        counter = stack.enter_context(bar(total=max_rows, desc="capture", unit="row", shown=progress))
+        return _run(loaded, plan, _begin(folder, settings, weights), folder, counter, left_out)
 
 
 def cutter_of(
@@ -207,10 +207,10 @@ def _same_weights(folder: Folder, there: Progress | Manifest, weights: str) -> N
 
 
 def _run(
-    loaded: LoadedModel, plan: Plan, done: Progress, folder: Folder, bar: Any, left_out: LeftOut
+    loaded: LoadedModel, plan: Plan, done: Progress, folder: Folder, counter: Any, left_out: LeftOut
 ) -> Manifest:
     settings = done.settings
-    bar.update(done.rows)
+    counter.update(done.rows)
     if done.bounds is None and not done.shards:  # a capture begun before there were bounds goes on without
         done = done.model_copy(update={"bounds": _bounds(loaded, plan, settings)})
         write_json(folder, PROGRESS, done)
@@ -223,7 +223,7 @@ def _run(
             )
             if pending is not None:
                 done = pending.result()
-            bar.update(len(next(iter(rows.values()))))
+            counter.update(len(next(iter(rows.values()))))
             pending = writer.submit(_write, folder, done, shard, rows)
             del rows  # for the writer to free it, and not the next shard
         if pending is not None:

@@ -7,13 +7,13 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from ..activations.source import Batch, Source
 from ..activations.splits import Bools
 from ..errors import InvalidInput
 from ..evaluate import reblock
 from ..metrics import Classes, Codec, DocumentMeans, SparseProbe, device_of, sparse_probe
+from ..progress import Shown, bar
 from .reading import taken
 
 
@@ -35,7 +35,7 @@ def register_probes(
     *,
     n_features: Sequence[int] = (1, 2, 5),
     document_tokens: int | None = 256,
-    progress: bool = False,
+    progress: Shown = False,
 ) -> list[SparseProbe]:
     """How well 1, 2 and 5 features for each label tell the label of a document; see ``sparse_probe``.
 
@@ -58,7 +58,7 @@ def register_probes(
     means = DocumentMeans(len(source.documents), sae.d_sae)
     blocks = reblock(_first_rows(source, document_tokens))
     with torch.no_grad():
-        for batch in tqdm(blocks, desc="probe", unit="block", disable=not progress):
+        for batch in bar(blocks, desc="probe", unit="block", shown=progress):
             assert batch.document is not None
             means.update(sae.encode(batch.x.to(device_of(sae))), batch.document)
     read = Classes(labels.names, np.where(means.tokens.numpy() > 0, labels.of, -1))

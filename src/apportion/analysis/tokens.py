@@ -9,7 +9,6 @@ from typing import TypeAlias, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from ..activations.contexts import ContextSource
 from ..activations.labels import LabelledSource
@@ -18,6 +17,7 @@ from ..activations.splits import Bools, Ints
 from ..complexity import Scores
 from ..errors import InvalidInput
 from ..metrics import Classes, Codec, Covariate, Relation, device_of, relations
+from ..progress import Shown, bar
 from ..training import with_scores
 from .reading import chosen, contexts_of, taken
 
@@ -57,7 +57,7 @@ def adaptivity(
     every: int = 1,
     limit: int | None = None,
     split: Split = "evaluate",
-    progress: bool = False,
+    progress: Shown = False,
 ) -> Tokens:
     """The tokens of a held-out part with k and what it may follow; ``relations()`` of them is the analysis.
 
@@ -89,7 +89,7 @@ def adaptivity(
     columns: Columns = {}
     kept: list[NDArray[np.bool_]] = []
     with torch.no_grad():
-        for batch in tqdm(source.blocks(split, limit), desc="read", unit="block", disable=not progress):
+        for batch in bar(source.blocks(split, limit), desc="read", unit="block", shown=progress):
             rows = chosen(contexts, batch, every)
             kept.append(rows.numpy())
             if rows.any():

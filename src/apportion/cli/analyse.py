@@ -23,7 +23,7 @@ from ..training import caveats
 from .data import documents_of
 from .evaluate import source_of
 from .model import ModelOptions
-from .output import import_plugins, integers_in, on_terminal, show
+from .output import import_plugins, integers_in, show, shown_here
 from .runs import find_saes
 
 TABLE = ("run", "covariate", "rho", "rho_half", "explained", "bin", "tokens", "documents", "k", "k_half")
@@ -134,7 +134,7 @@ class Analyse:
             of_rows=of_rows,
             every=self.every,
             limit=self.limit,
-            progress=on_terminal(),
+            progress=shown_here(),
         )
         for relation in tokens.relations():
             yield from [asdict(relation)] if self.json else _lines(relation)
@@ -151,7 +151,7 @@ class Analyse:
 
     def _probes(self, sae: SAE, source: StoreSource, labels: Classes) -> Iterator[dict[str, Any]]:
         counts = integers_in(self.features, "--features")
-        tokens, progress = self.document_tokens, on_terminal()
+        tokens, progress = self.document_tokens, shown_here()
         for probe in register_probes(
             sae, source, labels, n_features=counts, document_tokens=tokens, progress=progress
         ):

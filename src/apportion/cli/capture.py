@@ -10,7 +10,7 @@ import tyro
 from ..activations import StoreSource, capture_to_store
 from .data import documents_of, named
 from .model import ModelOptions
-from .output import names_in, on_terminal, say, show
+from .output import names_in, say, show, shown_here
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +81,7 @@ class Capture:
             outliers=self.outliers,
             skip_first=self.skip_first,
             bos=self.bos,
-            progress=on_terminal(),
+            progress=shown_here(),
             data_description={"data": named(self.data), "text_field": self.text_field},
         )
         row = {

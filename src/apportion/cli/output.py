@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ..errors import ApportionError, ApportionWarning, InvalidConfig, UnknownName
+from ..progress import Shown
 from ..training.caveats import MARK, marked
 
 
@@ -83,9 +84,9 @@ def warnings_said() -> Iterator[None]:
         yield
 
 
-def on_terminal() -> bool:
-    """Whether bars make sense."""
-    return sys.stderr.isatty()
+def shown_here() -> Shown:
+    """How long jobs show their progress: as a bar at a terminal, as lines elsewhere."""
+    return True if sys.stderr.isatty() else "lines"
 
 
 def names_in(text: str, what: str) -> list[str]:

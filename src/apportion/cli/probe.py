@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from ..activations import LabelledSource, StoreSource
 from ..activations.files import Folder
@@ -15,8 +14,9 @@ from ..activations.manifest import read_manifest
 from ..activations.pooling import TextPools
 from ..complexity import Scores
 from ..complexity.probe import fit_probe, judge_probe
+from ..progress import bar
 from ..training import with_scores
-from .output import on_terminal
+from .output import shown_here
 
 TABLE = ("module", "pooling", "texts", "penalty", "cv_rmse", "rmse", "pearson", "spearman", "r2", "best")
 MOST_TOKENS = 20_000
@@ -32,7 +32,7 @@ def probe_rows(store: str, scores: Scores, heldout: float) -> list[dict[str, Any
     """
     rows: list[dict[str, Any]] = []
     modules = read_manifest(Folder(store)).modules
-    for number, module in enumerate(tqdm(modules, unit="module", disable=not on_terminal())):
+    for number, module in enumerate(bar(modules, unit="module", shown=shown_here())):
         source = StoreSource(store, module, heldout=heldout, verify=number == 0)
         rows += _rows_of(module, source, with_scores(source, scores))
     best = min(rows, key=lambda row: float(row["cv_rmse"]))

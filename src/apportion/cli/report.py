@@ -11,7 +11,7 @@ import tyro
 from ..activations import StoreSource
 from ..report import report
 from .model import ModelOptions
-from .output import import_plugins, on_terminal, say, show
+from .output import import_plugins, say, show, shown_here
 from .runs import find_saes, reading_of
 
 
@@ -70,7 +70,7 @@ class Report:
             features=self.features,
             device=self.device,
             notes=missing,
-            progress=on_terminal(),
+            progress=shown_here(),
         )
         size = Path(self.out).stat().st_size
         show([{"page": self.out, "bytes": size, "saes": len(comparison.saes)}], self.json)

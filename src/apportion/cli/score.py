@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
-from tqdm import tqdm
 
 from ..activations.contexts import TextCutter, check_context, most_positions
 from ..activations.frame import cut_otherwise
@@ -33,9 +32,10 @@ from ..complexity.base import number_in
 from ..complexity.scores import FORMAT, Header, repeated_ids
 from ..errors import InvalidConfig, InvalidInput, StorageFailure
 from ..files import storage
+from ..progress import bar
 from .data import documents_of, named
 from .model import ModelOptions
-from .output import import_plugins, on_terminal, say, show
+from .output import import_plugins, say, show, shown_here
 from .probe import TABLE as TABLE_OF_PROBES
 from .probe import probe_rows
 
@@ -207,7 +207,7 @@ class Score:
 
     def _score(self, scorer: Scorer, texts: Sequence[Text]) -> list[Scored]:
         with contextlib.closing(scorer.score(texts)) as running:
-            return list(tqdm(running, total=len(texts), unit="text", disable=not on_terminal()))
+            return list(bar(running, total=len(texts), unit="text", shown=shown_here()))
 
     def _report(self, scores: Scores) -> None:
         values, failed = scores.values, sum(scores.failures.values())

@@ -17,7 +17,7 @@ from ..sae import SAE
 from ..training import RunConfig, TrainConfig, caveats, train, with_scores
 from ..training.caveats import dead_in_training
 from ..transforms import TransformConfig
-from .output import import_plugins, integers_in, names_in, numbers_in, on_terminal, say, show
+from .output import import_plugins, integers_in, names_in, numbers_in, say, show, shown_here
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +99,7 @@ class Train:
             settings,
             checkpoint_seconds=self.checkpoint_seconds,
             sinks=names_in(self.log, "--log") if self.log else (),
-            progress=on_terminal(),
+            progress=shown_here(),
             device=self.device,
         )
         for sentence in source.remarks():

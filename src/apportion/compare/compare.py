@@ -20,6 +20,7 @@ from ..evaluate import evaluate
 from ..io import load_sae
 from ..metrics.base import Moments, wide
 from ..metrics.intervals import redrawn_sums
+from ..progress import Shown
 from ..sae import SAE
 from ..training.caveats import caveats, dead_in_training
 from .base import Comparison, Difference, Measured
@@ -41,7 +42,7 @@ def compare(
     downstream_limit: int | None = 16_384,
     oracle: int | None = 256,
     device: str | torch.device = "cpu",
-    progress: bool = False,
+    progress: Shown = False,
 ) -> Comparison:
     """Methods beside one another: every SAE on the same held-out tokens, then methods at equal measured L0.
 

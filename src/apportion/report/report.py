@@ -21,6 +21,7 @@ from ..compare.tables import Table, tables
 from ..errors import InvalidConfig, InvalidInput
 from ..files import storage, write_atomically
 from ..io import load_sae
+from ..progress import Shown
 from ..sae import SAE
 from ..training.caveats import marked, number
 from .catalogue import LEVELS, catalogue
@@ -51,7 +52,7 @@ def report(
     text_tokens: int = 131_072,
     notes: Sequence[str] = (),
     device: str | torch.device = "cpu",
-    progress: bool = False,
+    progress: Shown = False,
 ) -> Comparison:
     """Write ``out``, a page of HTML that opens from disk without network, and return the comparison in it.
 
@@ -192,7 +193,7 @@ def _detail(
     limit: int | None,
     features: int,
     device: str | torch.device,
-    progress: bool,
+    progress: Shown,
 ) -> _Detail:
     sae = given if isinstance(given, SAE) else load_sae(given).to(device)
     surveyed = survey(sae, source, limit=limit, keep=text.tokens, progress=progress)

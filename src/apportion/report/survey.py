@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ..activations.source import BLOCK_ROWS, Source
 from ..code import Code
@@ -16,6 +15,7 @@ from ..evaluate import reblock
 from ..metrics import FeatureDensity, MetricBatch
 from ..metrics.base import Moments, wide
 from ..ops.encode_at import encode_at
+from ..progress import Shown, bar
 from ..sae import SAE
 from ..trace import Dictionary
 
@@ -41,7 +41,7 @@ class Survey:
 
 @torch.no_grad()
 def survey(
-    sae: SAE, source: Source, *, limit: int | None = None, keep: int = 131_072, progress: bool = False
+    sae: SAE, source: Source, *, limit: int | None = None, keep: int = 131_072, progress: Shown = False
 ) -> Survey:
     """Read the held-out tokens once, a block at a time.
 
@@ -55,12 +55,12 @@ def survey(
     """
     density, gains, kept = FeatureDensity(sae.d_sae), _Gains(sae.dictionary()), _Kept(sae.d_sae, keep)
     histogram = torch.zeros(0, dtype=torch.int64)
-    blocks = tqdm(
+    blocks = bar(
         reblock(source.blocks("evaluate", limit)),
         desc="survey",
         unit="block",
         total=None if limit is None else math.ceil(limit / BLOCK_ROWS),
-        disable=not progress,
+        shown=progress,
     )
     for block in blocks:
         x = block.x.to(sae.device)

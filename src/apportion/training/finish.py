@@ -12,12 +12,16 @@ from ..activations.source import Source
 from ..calibrate import described, fit
 from ..clock import Clock
 from ..metrics.base import Moments, unexplained
+from ..metrics.concentration import TOP, top_share
 from ..sae import SAE
 from .configs import TrainConfig
 from .step import Run
 
 GAP_TOKENS = 65_536
 """Calibration tokens on which silent features are counted and the rules of training and inference compared."""
+
+CONCENTRATION_TOKENS = 8192
+"""Calibration tokens of which the share of the variance that 1 % of them hold is taken."""
 
 
 def finish(run: Run, source: Source, scale: float, settings: TrainConfig, history: dict[str, Any]) -> SAE:
@@ -53,6 +57,7 @@ def finish(run: Run, source: Source, scale: float, settings: TrainConfig, histor
             "in_batches" in gap
         ):  # what training left is a rule of batches, not the threshold that stands in for it
             further |= {"fvu_before": gap["in_batches"]["fvu"], "fvu": gap["frozen"]["fvu"]}
+    further[TOP] = top_share(first_rows(blocks(), CONCENTRATION_TOKENS))
     sae = sae.fold(scale).requires_grad_(False).eval()
     sae.metadata = {
         "source": source.describe(),

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ..activations.scale import input_scale
 from ..activations.source import Batch, Source, Stream
@@ -27,6 +26,7 @@ from ..errors import (
 from ..files import locked
 from ..io.native import load_sae, save_sae
 from ..ops.median import geometric_median
+from ..progress import Shown, bar
 from ..sae import SAE
 from ..workspace import Workspace
 from .aside import LAST_GOOD, SetAside, read_aside, write_aside
@@ -48,7 +48,7 @@ def train(
     *,
     checkpoint_seconds: float = 300.0,
     sinks: Sequence[str] = (),
-    progress: bool = False,
+    progress: Shown = False,
     device: str | torch.device = "cpu",
 ) -> dict[str, SAE]:
     """Train many SAEs on one stream of activations; each ends bit-equal to the same SAE trained alone.
@@ -159,16 +159,14 @@ class _Session:
         run_config, stream = run.config.model_dump(mode="json"), self.settings.model_dump(mode="json")
         return {**run_config, "train": stream, "source": self.source.describe()}
 
-    def run(self, checkpoint_seconds: float, progress: bool) -> None:
+    def run(self, checkpoint_seconds: float, progress: Shown) -> None:
         """All steps that are left. The last checkpoint is that of the end."""
         n_steps, saved_at = self.settings.n_steps, time.monotonic()
-        bar = tqdm(
-            total=n_steps, initial=self.step, desc="train", unit="step", disable=not progress, mininterval=0.5
-        )
-        with bar:
+        steps = bar(total=n_steps, initial=self.step, desc="train", unit="step", shown=progress)
+        with steps:
             while self.step < n_steps and self.runs:
                 self._one_step(next(self.stream))
-                bar.update()
+                steps.update()
                 if time.monotonic() - saved_at >= checkpoint_seconds and self.step < n_steps:
                     self._save()
                     saved_at = time.monotonic()
