@@ -12,7 +12,8 @@ FILES = sorted(SOURCE.rglob("*.py"))
 
 LAYERS: dict[str, int] = {
     **dict.fromkeys(
-        ("errors", "clock", "schedules", "world", "config", "files", "workspace", "spans", "progress", "_folder"), 0
+        ("errors", "clock", "schedules", "world", "config", "files", "workspace", "spans", "progress", "_folder"),
+        0,
     ),
     **dict.fromkeys(("code", "affinities", "trace", "intervention", "ops", "transforms"), 10),
     **dict.fromkeys(("firing", "budgets", "allocators"), 20),

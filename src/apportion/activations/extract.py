@@ -14,6 +14,7 @@ from .capture import capture
 from .contexts import Window, model_inputs
 from .items import positions_and_width
 from .models import LoadedModel
+from .partial import Pieces
 
 _CHECKED_ROWS = 1024
 
@@ -32,8 +33,12 @@ def extract_rows(
     windows: Sequence[Window],
     batch_size: int,
     dtype: torch.dtype,
+    pieces: Pieces | None = None,
 ) -> dict[str, Tensor]:
     """[rows, width] on the CPU for each module: the kept tokens of ``windows``, in their order.
+
+    Args:
+        pieces: what an earlier process made of them, which is not made again, and where what is made is kept.
 
     Raises: ``NonFiniteActivations`` naming document and position, ``InvalidInput`` if a module's positions
     are not those of the tokens.
@@ -45,7 +50,8 @@ def extract_rows(
     batches = forward_batches(windows, batch_size)
     if all(len(batch) == 1 for batch in batches):
         _check_states(loaded, modules, windows[0])
-    for batch in batches:
+    done = 0 if pieces is None else pieces.restore(rows, int(begins[-1]))
+    for number, batch in enumerate(batches[done:], done + 1):
         inputs, keep = model_inputs([windows[i] for i in batch], loaded.device)
         place = (begins[batch][:, None] + keep.cumsum(1) - 1)[keep]
         for path, hidden in capture(loaded.model, modules, inputs).items():
@@ -63,6 +69,8 @@ def extract_rows(
                     "expected one width: choose a layer or block of the model"
                 )
             rows[path][place] = kept.to("cpu", dtype)
+        if pieces is not None and number < len(batches):
+            pieces.add(number, place, rows)
     for path, tensor in rows.items():
         _check_finite(tensor, path, windows)
     return rows

@@ -80,6 +80,13 @@ class Cursor(Config):
     window: int = 0
 
 
+class Place(Config):
+    """Where a shard begins: the cursor, and the fingerprint of the documents before it."""
+
+    cursor: Cursor = Cursor()
+    fingerprint: str = ""
+
+
 class Progress(Config):
     """What an unfinished capture has on disk.
 
@@ -90,6 +97,7 @@ class Progress(Config):
         bounds: norm above which a row is an outlier, by module; None until it is known. A module without one has
             no outliers.
         weights: fingerprint of the model's weights; empty in a capture of before there was one.
+        last: where the last of the shards begins; None in a capture of before this was kept.
     """
 
     format: Literal["apportion-store"] = FORMAT
@@ -102,6 +110,7 @@ class Progress(Config):
     fingerprint: str = ""
     bounds: dict[str, float] | None = None
     weights: str = ""
+    last: Place | None = None
 
     @property
     def rows(self) -> int:
@@ -120,6 +129,7 @@ class Manifest(Config):
         bounds: see ``Progress``; None in stores of before there were any.
         left_out: records of the data that gave no document, by the reason.
         weights: fingerprint of the model's weights; empty in a store of before there was one.
+        last: where the last shard begins, from which a store is made longer; None in one of before.
     """
 
     format: Literal["apportion-store"] = FORMAT
@@ -136,6 +146,22 @@ class Manifest(Config):
     settings: CaptureSettings
     shards: tuple[ShardEntry, ...]
     bounds: dict[str, float] | None = None
+    last: Place | None = None
+
+    def reopened(self, settings: CaptureSettings) -> Progress | None:
+        """The capture as it was before its last shard, which more rows change; None where that is not known."""
+        if self.last is None:
+            return None
+        return Progress(
+            settings=settings,
+            widths=self.modules,
+            targets=self.targets,
+            shards=self.shards[:-1],
+            cursor=self.last.cursor,
+            fingerprint=self.last.fingerprint,
+            bounds=self.bounds,
+            weights=self.weights,
+        )
 
 
 def read_manifest(folder: Folder) -> Manifest:
@@ -148,7 +174,7 @@ def read_manifest(folder: Folder) -> Manifest:
         if folder.exists(PROGRESS):
             raise CorruptStore(f"the store {folder.url} is unfinished; run its capture again to complete it")
         raise StorageFailure(f"there is no store at {folder.url}; give the folder that `capture` wrote")
-    data = _read(folder, MANIFEST)
+    data = read_sealed(folder, MANIFEST)
     try:
         return Manifest.parse(data, MANIFEST)
     except InvalidConfig as error:
@@ -159,7 +185,7 @@ def read_progress(folder: Folder) -> Progress | None:
     """What an unfinished capture left, if anything."""
     if not folder.exists(PROGRESS):
         return None
-    data = _read(folder, PROGRESS)
+    data = read_sealed(folder, PROGRESS)
     try:
         return Progress.parse(data, PROGRESS)
     except InvalidConfig as error:
@@ -174,7 +200,7 @@ def write_json(folder: Folder, name: str, config: Config) -> None:
     folder.write(name, lambda file: file.write(text.encode()))
 
 
-def _read(folder: Folder, name: str) -> Any:
+def read_sealed(folder: Folder, name: str) -> Any:
     """What the file ``name`` says, once it is known to be undamaged."""
     try:
         data = json.loads(folder.read(name))

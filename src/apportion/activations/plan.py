@@ -43,6 +43,12 @@ class ShardPlan:
     end: Cursor
     fingerprint: str
 
+    @property
+    def key(self) -> str:
+        """The same for shards of the same contexts."""
+        rows = sum(window.rows for window in self.windows)
+        return f"{self.fingerprint} {self.end.document} {self.end.window} {rows}"
+
 
 class Plan:
     """One walk over the documents, which yields shards.

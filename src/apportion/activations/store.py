@@ -29,6 +29,7 @@ from .manifest import (
     PROGRESS,
     CaptureSettings,
     Manifest,
+    Place,
     Progress,
     ShardEntry,
     read_manifest,
@@ -36,6 +37,7 @@ from .manifest import (
     write_json,
 )
 from .models import LoadedModel, load_model
+from .partial import Pieces, forget_partial
 from .places import spelled
 from .plan import Plan, ShardPlan
 from .precision import name_of
@@ -45,7 +47,7 @@ from .sites import find_site
 from .texts import Document, Documents
 from .weights import fingerprint_of
 
-_OURS = r"shard-\d+\.safetensors|manifest\.json|progress\.json"
+_OURS = r"(?:shard|partial)-[\d-]+\.safetensors|(?:manifest|progress|partial)\.json"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -81,7 +83,8 @@ def capture_to_store(
         batch_size: contexts per forward pass.
         dtype: of the activations on disk: float32, float16 or bfloat16.
         shard_rows: most rows per shard, at least ``context``, or the rows of an item.
-        max_rows: end after exactly this many rows.
+        max_rows: end after exactly this many rows. A finished store goes on if more are asked for: its last shard
+            is made again, and it ends with the same bytes as one that was captured at once.
         outliers: mark rows whose norm is above so many times the median of their module's first rows; sources
             leave them out. None marks none.
         skip_first: leave out the first so many positions of every context (special tokens count), whose states
@@ -118,13 +121,16 @@ def capture_to_store(
     left_out = documents.left_out if isinstance(documents, Documents) else LeftOut()
     plan = Plan(settings, loaded.tokenizer, itertools.chain(head, stream), cutter)
     weights = fingerprint_of(loaded.model)
-    if folder.exists(MANIFEST):
+    if folder.exists(MANIFEST) and not _is_longer(settings, read_manifest(folder)):
         return _finished(folder, settings, plan, weights)
     with contextlib.ExitStack() as stack:
         if folder.local is not None:
             stack.enter_context(locked(folder.local, "capturing into"))
-        if folder.exists(MANIFEST):  # whoever held the lock has completed it
-            return _finished(folder, settings, plan, weights)
+        if folder.exists(MANIFEST):
+            manifest = read_manifest(folder)
+            if not _is_longer(settings, manifest):  # whoever held the lock has completed it
+                return _finished(folder, settings, plan, weights)
+            _reopen(folder, settings, manifest, weights)
         counter = stack.enter_context(bar(total=max_rows, desc="capture", unit="row", shown=progress))
         return _run(loaded, plan, _begin(folder, settings, weights), folder, counter, left_out)
 
@@ -154,10 +160,43 @@ def cutter_of(
 def _begin(folder: Folder, settings: CaptureSettings, weights: str) -> Progress:
     """The progress to go on from. Refuses another capture's, or one whose shards are gone."""
     known = read_progress(folder) or Progress(settings=settings, weights=weights)
+    most = known.settings.max_rows
+    if most is not None and (settings.max_rows is None or settings.max_rows > most):
+        if known.rows == most:
+            raise InvalidConfig(
+                f"max_rows was {most} and is now {settings.max_rows}, and {folder.url} has all {most} rows and "
+                "no manifest; finish it with the old max_rows first, then raise it"
+            )
+        known = known.model_copy(update={"settings": settings})
     _same(folder, known.settings, settings)
     _same_weights(folder, known, weights)
     _check_sizes(folder, known.shards)
     return known
+
+
+def _is_longer(asked: CaptureSettings, manifest: Manifest) -> bool:
+    """True if more rows are asked for than a finished store was to have."""
+    before = manifest.settings.max_rows
+    return before is not None and (asked.max_rows is None or asked.max_rows > before)
+
+
+def _reopen(folder: Folder, settings: CaptureSettings, manifest: Manifest, weights: str) -> None:
+    """Make an unfinished capture of a finished store, for it to go on: its last shard is made again, and longer.
+
+    Raises ``InvalidConfig`` for other settings, and for a store that does not say where its last shard begins.
+    """
+    there = manifest.settings.model_copy(update={"max_rows": settings.max_rows})
+    _same(folder, there, settings)
+    _same_weights(folder, manifest, weights)
+    _check_sizes(folder, manifest.shards)
+    unfinished = manifest.reopened(settings)
+    if unfinished is None:
+        raise InvalidConfig(
+            f"max_rows was {manifest.settings.max_rows} and is now {settings.max_rows}, and {folder.url} was "
+            "captured by a version that could make no store longer; capture into another folder"
+        )
+    write_json(folder, PROGRESS, unfinished)
+    folder.remove(MANIFEST)  # a kill before this leaves the finished store, and its last shard as it was
 
 
 def _check_sizes(folder: Folder, shards: Sequence[ShardEntry]) -> None:
@@ -217,14 +256,16 @@ def _run(
     # One thread hashes and writes a shard while the model makes the next one.
     with ThreadPoolExecutor(1, "apportion-store") as writer:
         pending: Future[Progress] | None = None
-        for shard in plan.shards(done.cursor, done.rows, done.fingerprint):
+        for number, shard in enumerate(plan.shards(done.cursor, done.rows, done.fingerprint), len(done.shards)):
+            # Their pieces take the place of those of the shard before, which must be there by then.
+            pieces = Pieces(folder, number, shard.key, before=pending.result if pending else lambda: None)
             rows = extract_rows(
-                loaded, settings.modules, shard.windows, settings.batch_size, DTYPES[settings.dtype]
+                loaded, settings.modules, shard.windows, settings.batch_size, DTYPES[settings.dtype], pieces
             )
             if pending is not None:
                 done = pending.result()
             counter.update(len(next(iter(rows.values()))))
-            pending = writer.submit(_write, folder, done, shard, rows)
+            pending = writer.submit(_write, folder, done, shard, rows, pieces)
             del rows  # for the writer to free it, and not the next shard
         if pending is not None:
             done = pending.result()
@@ -249,9 +290,11 @@ def _run(
         settings=settings,
         shards=done.shards,
         bounds=done.bounds,
+        last=done.last,
     )
     write_json(folder, MANIFEST, manifest)
     folder.remove(PROGRESS)
+    forget_partial(folder)
     folder.clear_temporaries(_OURS)
     return manifest
 
@@ -269,8 +312,8 @@ def _bounds(loaded: LoadedModel, plan: Plan, settings: CaptureSettings) -> dict[
     return {path: bound for path, bound in found.items() if bound is not None}
 
 
-def _write(folder: Folder, done: Progress, shard: ShardPlan, rows: dict[str, Tensor]) -> Progress:
-    """Put one shard on disk, then the progress that knows it."""
+def _write(folder: Folder, done: Progress, shard: ShardPlan, rows: dict[str, Tensor], pieces: Pieces) -> Progress:
+    """Put one shard on disk, then the progress that knows it, and take its pieces away."""
     widths = {path: tensor.shape[1] for path, tensor in rows.items()}
     if done.widths not in ({}, widths):
         raise InvalidInput(
@@ -299,11 +342,13 @@ def _write(folder: Folder, done: Progress, shard: ShardPlan, rows: dict[str, Ten
             "widths": widths,
             "targets": "target" in tensors,
             "shards": (*done.shards, entry),
+            "last": Place(cursor=done.cursor, fingerprint=done.fingerprint),
             "cursor": shard.end,
             "fingerprint": shard.fingerprint,
         }
     )
     write_json(folder, PROGRESS, after)
+    pieces.clear()
     return after
 
 
