@@ -13,7 +13,15 @@ ap.calibrate(sae.prefix(n), source)       # the first n features, meeting k agai
 
 from importlib.metadata import version
 
-from .activations import LiveSource, Source, StoreSource, SyntheticConfig, SyntheticSource, TensorSource
+from .activations import (
+    LiveSource,
+    Source,
+    StoreSource,
+    StreamedSource,
+    SyntheticConfig,
+    SyntheticSource,
+    TensorSource,
+)
 from .affinities import Affinities, Ordered, Pairs
 from .allocators import Allocation, Allocator, AllocatorConfig, code_at
 from .budgets import Budget, BudgetConfig
@@ -57,6 +65,7 @@ __all__ = [
     "SAEConfig",
     "Source",
     "StoreSource",
+    "StreamedSource",
     "SyntheticConfig",
     "SyntheticSource",
     "TensorSource",

@@ -4,7 +4,8 @@ In this room:
 
 - the contract: ``source`` (``Source``, ``Stream``, ``Batch``);
 - the sources: ``rows`` (``StoreSource`` over a captured store, ``TensorSource`` over a tensor), ``live``
-  (``LiveSource``, captured while used), ``synthetic`` (``SyntheticSource``, whose dictionary is known) and
+  (``LiveSource``, captured while used), ``streamed`` (``StreamedSource``, the same over documents that no memory
+  holds), ``synthetic`` (``SyntheticSource``, whose dictionary is known) and
   ``labels`` (``LabelledSource``, another one with a number per text);
 - the way into a store: ``texts`` and ``installed`` (documents), ``models``, ``contexts`` (windows of tokens),
   ``items`` (tensors in place of texts), ``capture`` (hooks), ``extract`` (rows), ``plan`` (what goes into
@@ -26,6 +27,7 @@ from .models import LoadedModel, load_model
 from .rows import StoreSource, TensorSource
 from .source import Batch, Source, Stream
 from .store import capture_to_store
+from .streamed import StreamedSource
 from .synthetic import SyntheticConfig, SyntheticSource
 from .texts import iter_documents, load_documents
 
@@ -38,6 +40,7 @@ __all__ = [
     "Source",
     "StoreSource",
     "Stream",
+    "StreamedSource",
     "SyntheticConfig",
     "SyntheticSource",
     "TensorSource",

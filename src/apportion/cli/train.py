@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,19 +18,20 @@ from ..sae import SAE
 from ..training import RunConfig, TrainConfig, caveats, train, with_scores
 from ..training.caveats import dead_in_training
 from ..transforms import TransformConfig
+from .live import LiveOptions
 from .output import import_plugins, integers_in, names_in, numbers_in, say, show, shown_here
 
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
-    """Train SAEs on a store: every recipe at every k (and seed), all on one shared stream.
+    """Train SAEs on a store, or on a model that runs meanwhile: all recipes, k and seeds on one shared stream.
 
     Running the same command again goes on after the last checkpoint. A run that diverges is set aside, and the
-    others go on; the exit status is then 1.
+    others go on as if it had not been there; the exit status is then 1.
     """
 
-    store: Annotated[str, tyro.conf.Positional]
-    """Folder that `apportion capture` wrote."""
+    store: Annotated[str | None, tyro.conf.Positional] = None
+    """Folder that `apportion capture` wrote; leave it out to train live, with --model, --module and --data."""
     out: str
     """Folder for runs, logs and checkpoints."""
     recipe: str = "token_choice,mutual_choice"
@@ -40,7 +42,7 @@ class Train:
     seed: str = "0"
     """Seeds of the initial weights, separated by commas; the first also orders the rows."""
     module: str | None = None
-    """Module to train on, where the store holds several."""
+    """Module to train on, where the store holds several, or of the model that runs."""
     paper: str | None = None
     """Published settings in place of the package's, by name (soft_sae: llm, clip; adaptive_k: pile; jump_relu,
     matryoshka: gemma; relu_l1, p_anneal, gated: board_games); other options change them."""
@@ -81,7 +83,8 @@ class Train:
     plugin: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """A .py file or module with rules of your own; its code is run (repeatable)."""
     device: str = "cpu"
-    """Where to train."""
+    """Where to train, and where the model runs."""
+    live: Annotated[LiveOptions, tyro.conf.arg(name="")] = dataclasses.field(default_factory=LiveOptions)
     json: bool = False
     """Print the rows as JSON."""
 
@@ -111,7 +114,13 @@ class Train:
         return 1 if configs.keys() - saes.keys() else 0
 
     def _source(self) -> Source:
-        """The store, with the scores of its texts if there are any."""
+        """The store, with the scores of its texts if there are any; or the stream of a model."""
+        if self.store is None or self.live.asked:
+            if self.store is not None:
+                raise InvalidConfig(f"the store {self.store} and --model or --data were given; leave one out")
+            if self.scores is not None or self.last_only:
+                raise InvalidConfig("--scores and --last-only read a store; capture one, or leave them out")
+            return self.live.source(self.module, self.out, self.heldout, self.device, self.keep_outliers)
         source = StoreSource(
             self.store,
             self.module,

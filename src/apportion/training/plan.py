@@ -19,7 +19,7 @@ from .aside import read_aside
 from .configs import RunConfig, TrainConfig
 
 FORMAT, VERSION = "apportion-training", 1
-_TAKEN = {"checkpoints", "tensorboard", "wandb", "train.json"}
+_TAKEN = {"checkpoints", "heldout", "tensorboard", "wandb", "train.json"}
 
 
 def check_runs(configs: Mapping[str, RunConfig], source: Source, settings: TrainConfig) -> None:
