@@ -126,7 +126,7 @@ class TensorBoard(Sink):
         # ``add_hparams`` would write.
         *opening, self._ending = hparams(_one_level(begun.config), dict.fromkeys(("fvu", "l0"), 0.0))
         for part in opening:
-            self._writer.file_writer.add_summary(part)  # type: ignore[attr-defined]
+            self._add(part)
         self._say("config", begun.config)
 
     def write(self, record: Mapping[str, Any]) -> None:
@@ -138,7 +138,10 @@ class TensorBoard(Sink):
         for name, value in flatten(result, "end/").items():
             self._writer.add_scalar(name, value, self._step)
         self._say("end", result)
-        self._writer.file_writer.add_summary(self._ending)
+        self._add(self._ending)
+
+    def _add(self, summary: Any) -> None:
+        self._writer.file_writer.add_summary(summary)
 
     def _say(self, name: str, data: Mapping[str, Any]) -> None:
         indented = json.dumps(data, indent=1).replace("\n", "\n    ")
