@@ -131,9 +131,9 @@ def table(rows: int) -> str:
         lines.append(f"| {shape.name} | {need.parameters / 1e9:.2f} B | {kind} | {parts} | {seen} |")
     lines += [
         "",
-        f"GB, for contexts of 128, batches of 32 and shards of {SHARD_ROWS:,} rows in float32. On top come Python and its",
-        f"libraries, {libraries / 1e9:.2f} GB, and a tokenizer, which the measured row has. Loading that model, which is",
-        f"dequantised then, took {loading / 1e9:.2f} GB at its peak.",
+        f"GB, for contexts of 128, batches of 32 and shards of {SHARD_ROWS:,} rows in float32. On top come",
+        f"Python and its libraries, {libraries / 1e9:.2f} GB, and a tokenizer, which the measured row has.",
+        f"Loading that model, which is dequantised then, took {loading / 1e9:.2f} GB at its peak.",
     ]
     return "\n".join(lines) + "\n"
 
