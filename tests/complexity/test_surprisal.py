@@ -123,3 +123,10 @@ def test_logits_are_held_within_a_bound(tiny: LoadedModel, monkeypatch: pytest.M
     finally:
         handle.remove()
     assert sizes == [2, 2, 1, *[1] * 10]
+
+
+def test_contexts_padded_on_the_left_are_refused(tiny: LoadedModel) -> None:
+    ids = torch.randint(5, 400, (2, 6))
+    mask = torch.tensor([[1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1]])
+    with pytest.raises(InvalidInput, match="1 of 2 contexts are padded on the left"):
+        module.token_losses(tiny, ids, mask)

@@ -118,7 +118,15 @@ def token_losses(model: CausalModel, input_ids: Tensor, attention_mask: Tensor) 
 
     Returns:
         [c, L] float32 on the CPU, NaN for the first token of a context and where padded.
+
+    Raises:
+        InvalidInput: a context begins with padding.
     """
+    if bool((attention_mask[:, 1:] > attention_mask[:, :-1]).any()):
+        raise InvalidInput(
+            f"{int((attention_mask[:, 0] == 0).sum())} of {len(input_ids)} contexts are padded on the left or "
+            "within; expected padding on the right: put it there"
+        )
     one = model.output_bytes(input_ids.shape[1])
     step = max(1, LOGIT_BYTES // one) if one else len(input_ids)
     parts = zip(input_ids.split(step), attention_mask.split(step), strict=True)
