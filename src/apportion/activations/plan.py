@@ -141,7 +141,7 @@ class Plan:
                 self._read(document)
                 if begun:
                     self._check(start, expected)
-                yield from list(enumerate(own))[begun:]
+                yield from islice(enumerate(own), begun, None)
         self.exhausted = True
         if self.documents <= start.document and start.window:
             self._check(start, expected)
