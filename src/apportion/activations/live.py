@@ -11,14 +11,13 @@ import torch
 from numpy.typing import NDArray
 
 from ..errors import InvalidConfig, InvalidInput
-from ..files import DIGEST
 from .capture import resolve_module
 from .contexts import Contexts, Cutter, Window, batch_windows
 from .extract import extract_rows, row_columns
 from .frame import Bos, cut_otherwise
 from .items import Item
 from .models import LoadedModel, load_model
-from .plan import check_target, fingerprint
+from .plan import check_target, digests_of, fingerprint
 from .shuffle import Place, PooledStream, generator, join, select_rows
 from .source import BLOCK_ROWS, NO_CONTEXTS, Batch, Source, Split, Stream
 from .splits import Bools, Ints, in_part, parts_of
@@ -43,7 +42,7 @@ class LiveSource(Source):
     Attributes:
         module: path of the module.
         documents: the id of every document; ``Batch.document`` is an index into it.
-        digests: of every document's text, as ``Text.digest``.
+        digests: of every document's text, as ``Text.digest``; "" for items.
     """
 
     def __init__(
@@ -69,7 +68,7 @@ class LiveSource(Source):
         self._tensors = bool(documents) and isinstance(documents[0], Item)
         cutter = cutter_of(loaded, [module], context, self._tensors, skip_first=skip_first, bos=bos)
         self.documents = [document.id for document in documents]
-        self.digests = [document.digest()[:DIGEST] for document in documents]
+        self.digests = digests_of(documents)
         self._settings: dict[str, Any] = {"context": context, "heldout": heldout, "split_seed": split_seed}
         self._settings |= cut_otherwise(skip_first, bos)
         self.module, self._model = module, loaded.name

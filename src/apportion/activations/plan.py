@@ -25,6 +25,11 @@ def fingerprint(previous: str, document: Document | Item) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def digests_of(documents: Iterable[Document | Item]) -> list[str]:
+    """What scores and labels know each document's text by; "" for items, which have none."""
+    return [document.digest() if isinstance(document, Document) else "" for document in documents]
+
+
 @dataclass(frozen=True, eq=False)
 class ShardPlan:
     """What goes into one shard.

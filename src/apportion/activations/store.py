@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..errors import CorruptStore, InvalidConfig, InvalidInput
-from ..files import DIGEST, locked
+from ..files import locked
 from .capture import resolve_module
 from .contexts import Cutter, TextCutter, check_context, embedding_rows
 from .extract import extract_rows, row_columns
@@ -36,7 +36,7 @@ from .manifest import (
     write_json,
 )
 from .models import INSTALLED, LoadedModel, load_model
-from .plan import Plan, ShardPlan
+from .plan import Plan, ShardPlan, digests_of
 from .records import LeftOut
 from .shards import write_shard
 from .texts import Document, Documents
@@ -245,7 +245,7 @@ def _write(folder: Folder, done: Progress, shard: ShardPlan, rows: dict[str, Ten
     tensors = {f"activations/{path}": tensor for path, tensor in rows.items()} | _columns(shard)
     metadata = {
         "documents": json.dumps([document.id for document in shard.documents]),
-        "digests": json.dumps([document.digest()[:DIGEST] for document in shard.documents]),
+        "digests": json.dumps(digests_of(shard.documents)),
     }
     digest, size = folder.write(name, lambda file: write_shard(file, tensors, metadata))
     entry = ShardEntry(
