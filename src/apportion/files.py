@@ -117,13 +117,9 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-DIGEST = 16
-"""Hex digits by which a text is known again."""
-
-
 def text_digest(text: str) -> str:
-    """First ``DIGEST`` hex digits of the SHA-256 of a text: what a store, scores and labels know it by."""
-    return sha256(text.encode(errors="surrogatepass"))[:DIGEST]
+    """First 16 hex digits of the SHA-256 of a text: what a store, scores and labels know it by."""
+    return sha256(text.encode(errors="surrogatepass"))[:16]
 
 
 def seal(data: Mapping[str, Any], path: Path) -> dict[str, Any]:

@@ -7,7 +7,8 @@ In this room:
   (``LiveSource``, captured while used), ``streamed`` (``StreamedSource``, the same over documents that no memory
   holds), ``synthetic`` (``SyntheticSource``, whose dictionary is known) and
   ``labels`` (``LabelledSource``, another one with a number per text);
-- the way into a store: ``texts`` and ``installed`` (documents), ``models``, ``contexts`` (windows of tokens),
+- the way into a store: ``texts`` and ``installed`` (documents, from ``records`` and ``tables``), ``models``,
+  ``contexts`` (windows of tokens; ``frame`` is what stands around them, ``pieces`` how a long text is read),
   ``items`` (tensors in place of texts), ``capture`` (hooks), ``extract`` (rows), ``plan`` (what goes into
   which shard), ``store`` (the capture itself);
 - the way out: ``manifest``, ``shards`` and ``files`` (what is on disk), ``reading``, ``splits``, ``shuffle``;

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..errors import ApportionError, InvalidConfig, InvalidInput
 from .capture import first_line
 from .frame import Bos, Frame, check_frame, frame_of
+from .pieces import PIECE, Pieces, encoded
 from .source import Split
 from .texts import Document
 
@@ -210,8 +211,11 @@ class Cutter(abc.ABC, Generic[_D]):
     """Makes contexts of documents."""
 
     @abc.abstractmethod
-    def windows(self, documents: Sequence[_D], first: int) -> list[list[Window]]:
-        """The contexts of each of documents ``first``, ``first + 1`` and so on that keep at least one row."""
+    def windows(self, documents: Sequence[_D], first: int) -> list[Iterable[Window]]:
+        """The contexts of each of documents ``first``, ``first + 1`` and so on that keep at least one row.
+
+        Those of a long document may be made only when they are asked for, once.
+        """
 
 
 class TextCutter(Cutter[Document]):
@@ -237,38 +241,44 @@ class TextCutter(Cutter[Document]):
         self._tokenizer, self._context, self._rows, self._spans = tokenizer, context, rows, spans
         self._skip_first, self._bos = skip_first, bos
 
-    def windows(self, documents: Sequence[Document], first: int) -> list[list[Window]]:
+    def windows(self, documents: Sequence[Document], first: int) -> list[Iterable[Window]]:
         found = self._cut(documents, first)
-        for document, own in zip(documents, found, strict=True):
-            for window in own if self._rows is not None else ():
-                if (largest := int(window.ids.max())) >= (self._rows or 0):
-                    raise InvalidInput(
-                        f"document {document.id!r} has the token id {largest} and the model embeds {self._rows}; "
-                        "give the model the tokenizer that it was trained with"
-                    )
-        return found
+        return [
+            self._checked(document, own) if isinstance(own, Iterator) else [*self._checked(document, own)]
+            for document, own in zip(documents, found, strict=True)
+        ]
 
-    def _cut(self, documents: Sequence[Document], first: int) -> list[list[Window]]:
+    def _cut(self, documents: Sequence[Document], first: int) -> list[Iterable[Window]]:
         texts = [document.text for document in documents]
+        cut: dict[str, Any] = {"skip_first": self._skip_first, "bos": self._bos}
         try:
-            return windows_of(
-                texts,
-                first,
-                self._tokenizer,
-                self._context,
-                self._spans,
-                skip_first=self._skip_first,
-                bos=self._bos,
-            )
+            return windows_of(texts, first, self._tokenizer, self._context, self._spans, **cut)
         except ApportionError:
             raise
         except Exception as error:  # the Rust part of tokenizers raises its own family
             if len(documents) > 1:  # one by one, to name it
                 return [own for at, document in enumerate(documents) for own in self._cut([document], first + at)]
-            raise InvalidInput(
-                f"the tokenizer cannot read document {documents[0].id!r} ({first_line(error)}); repair or leave "
-                "out that text"
-            ) from error
+            raise _unreadable(documents[0], error) from error
+
+    def _checked(self, document: Document, windows: Iterable[Window]) -> Iterator[Window]:
+        try:
+            for window in windows:
+                if self._rows is not None and (largest := int(window.ids.max())) >= self._rows:
+                    raise InvalidInput(
+                        f"document {document.id!r} has the token id {largest} and the model embeds {self._rows}; "
+                        "give the model the tokenizer that it was trained with"
+                    )
+                yield window
+        except ApportionError:
+            raise
+        except Exception as error:  # as above, of a text that is read by and by
+            raise _unreadable(document, error) from error
+
+
+def _unreadable(document: Document, error: Exception) -> InvalidInput:
+    return InvalidInput(
+        f"the tokenizer cannot read document {document.id!r} ({first_line(error)}); repair or leave out that text"
+    )
 
 
 def windows_of(
@@ -280,8 +290,9 @@ def windows_of(
     *,
     skip_first: int = 0,
     bos: Bos = "auto",
-) -> list[list[Window]]:
-    """The contexts of each text that keep at least one token.
+) -> list[Iterable[Window]]:
+    """The contexts of each text that keep at least one token: a list, or for a long text an iterator, which
+    tokenises it as far as it is asked.
 
     Args:
         texts: of documents ``first``, ``first + 1`` and so on.
@@ -294,46 +305,56 @@ def windows_of(
     """
     frame = frame_of(tokenizer, bos)
     special = np.array(sorted(tokenizer.all_special_ids), np.int64)
-    encoded = tokenizer(
-        list(texts),
-        add_special_tokens=False,
-        truncation=False,
-        padding=False,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-        return_offsets_mapping=spans,
-        verbose=False,  # a text may be longer than the model reads at once
-    )
-    result: list[list[Window]] = []
-    for number, ids in enumerate(encoded["input_ids"], first):
-        offsets = np.array(encoded["offset_mapping"][number - first]) if spans else None
-        result.append(
-            list(_windows(np.array(ids, np.int32), offsets, number, frame, context, skip_first, special))
-        )
+    short = [text for text in texts if len(text) <= PIECE]
+    whole = iter(encoded(tokenizer, short) if short else [])
+    result: list[Iterable[Window]] = []
+    for number, text in enumerate(texts, first):
+        cut = _Cut(number, frame, context, skip_first, special, spans)
+        if len(text) <= PIECE:
+            own = next(whole)
+            offsets = np.array(own.offsets, np.int64).reshape(-1, 2) if spans else np.empty((len(own.ids), 0))
+            result.append([*cut.windows(iter([(np.array(own.ids, np.int32), offsets)]))])
+        else:
+            result.append(cut.windows((part.ids, part.spans) for part in Pieces(tokenizer).read(text)))
     return result
 
 
-def _windows(
-    tokens: NDArray[np.int32],
-    offsets: NDArray[np.int64] | None,
-    document: int,
-    frame: Frame,
-    context: int,
-    skip_first: int,
-    special: NDArray[np.int64],
-) -> Iterator[Window]:
-    """The windows of the text's ``tokens`` [n], whose characters are ``offsets`` [n, 2]."""
-    room, taken = context - frame.size, 0
-    for at in range(0, len(tokens), room):
-        own = tokens[at : at + room]
-        ids = frame.around(own)
-        keep = ~np.isin(ids, special)
-        keep[:skip_first] = False
-        if keep.any():
-            lead = len(ids) - len(own) - len(frame.after)
-            span = None if offsets is None else _span(offsets[at : at + room][keep[lead : lead + len(own)]])
-            yield Window(ids, keep, document, taken, span=span)
-            taken += int(keep.sum())
+@dataclass(frozen=True)
+class _Cut:
+    """How the tokens of one document become windows."""
+
+    document: int
+    frame: Frame
+    context: int
+    skip_first: int
+    special: NDArray[np.int64]
+    spans: bool
+
+    def windows(self, tokens: Iterator[tuple[NDArray[np.int32], NDArray[Any]]]) -> Iterator[Window]:
+        """The windows of a text whose tokens [n], and their characters [n, 2], come by and by."""
+        room, taken = self.context - self.frame.size, 0
+        ids, offsets = np.zeros(0, np.int32), None
+        for more, where in tokens:
+            ids = np.concatenate([ids, more])
+            offsets = where if offsets is None else np.concatenate([offsets, where])
+            whole = len(ids) - len(ids) % room
+            for at in range(0, whole, room):
+                yield from (made := self._window(ids[at : at + room], offsets[at : at + room], taken))
+                taken += sum(window.rows for window in made)
+            ids, offsets = ids[whole:], offsets[whole:]
+        if len(ids) and offsets is not None:
+            yield from self._window(ids, offsets, taken)
+
+    def _window(self, own: NDArray[np.int32], offsets: NDArray[Any], taken: int) -> list[Window]:
+        """The window of the tokens ``own``, if one of them is kept."""
+        ids = self.frame.around(own)
+        keep = ~np.isin(ids, self.special)
+        keep[: self.skip_first] = False
+        if not keep.any():
+            return []
+        lead = len(ids) - len(own) - len(self.frame.after)
+        span = _span(offsets[keep[lead : lead + len(own)]]) if self.spans else None
+        return [Window(ids, keep, self.document, taken, span=span)]
 
 
 def _span(kept: NDArray[np.int64]) -> tuple[int, int]:

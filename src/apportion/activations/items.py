@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,7 +56,7 @@ class ItemCutter(Cutter[Item]):
         self._special = getattr(loaded.tokenizer, "all_special_ids", ())
         self._known: dict[object, int] = {}
 
-    def windows(self, documents: Sequence[Item], first: int) -> list[list[Window]]:
+    def windows(self, documents: Sequence[Item], first: int) -> list[Iterable[Window]]:
         return [self._window(item, number) for number, item in enumerate(documents, first)]
 
     def _window(self, item: Item, number: int) -> list[Window]:

@@ -12,14 +12,13 @@ import torch
 from numpy.typing import NDArray
 
 from ..errors import InvalidConfig, InvalidInput
-from ..files import DIGEST
 from .contexts import Contexts, Cutter, Window, batch_windows
 from .extract import extract_rows, row_columns
 from .frame import Bos, cut_otherwise
 from .items import Item
 from .keep import MEDIAN_ROWS, OUTLIERS, Outliers, beyond, check_outliers, norm_bound, policy
 from .models import LoadedModel, load_model
-from .plan import check_target, fingerprint
+from .plan import check_target, digests_of, fingerprint
 from .shuffle import Place, PooledStream, generator, join, select_rows
 from .sites import find_site
 from .source import BLOCK_ROWS, NO_CONTEXTS, Batch, Source, Split, Stream
@@ -48,7 +47,7 @@ class LiveSource(Source):
     Attributes:
         module: path of the module.
         documents: the id of every document; ``Batch.document`` is an index into it.
-        digests: of every document's text, as ``Text.digest``.
+        digests: of every document's text, as ``Text.digest``; "" for items.
     """
 
     def __init__(
@@ -75,7 +74,7 @@ class LiveSource(Source):
         self._tensors = bool(documents) and isinstance(documents[0], Item)
         cutter = cutter_of(loaded, [module], context, self._tensors, skip_first=skip_first, bos=bos)
         self.documents = [document.id for document in documents]
-        self.digests = [document.digest()[:DIGEST] for document in documents]
+        self.digests = digests_of(documents)
         self._settings: dict[str, Any] = {"context": context, "heldout": heldout, "split_seed": split_seed}
         self._settings |= cut_otherwise(skip_first, bos)
         self.module, self._model, self._weights = module, loaded.name, fingerprint_of(loaded.model)

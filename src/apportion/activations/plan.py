@@ -25,6 +25,11 @@ def fingerprint(previous: str, document: Document | Item) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def digests_of(documents: Iterable[Document | Item]) -> list[str]:
+    """What scores and labels know each document's text by; "" for items, which have none."""
+    return [document.digest() if isinstance(document, Document) else "" for document in documents]
+
+
 @dataclass(frozen=True, eq=False)
 class ShardPlan:
     """What goes into one shard.
@@ -84,10 +89,15 @@ class Plan:
         """The first contexts of the documents, until they hold ``rows`` rows; ``shards`` begins with them too."""
         seen: list[Document | Item] = []
         found: list[Window] = []
-        while sum(window.rows for window in found) < rows and (document := next(self._stream, None)) is not None:
+        left = rows
+        while left > 0 and (document := next(self._stream, None)) is not None:
             self._check_kind(document)
             seen.append(document)
-            found += self._cutter.windows([document], len(seen) - 1)[0]
+            for window in self._cutter.windows([document], len(seen) - 1)[0]:
+                found.append(window)
+                left -= window.rows
+                if left <= 0:
+                    break
         self._stream = chain(seen, self._stream)
         return found
 
@@ -158,7 +168,7 @@ class Plan:
                 self._read(document)
                 if begun:
                     self._check(start, expected)
-                yield from list(enumerate(own))[begun:]
+                yield from islice(enumerate(own), begun, None)
         self.exhausted = True
         if self.documents <= start.document and start.window:
             self._check(start, expected)

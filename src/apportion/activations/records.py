@@ -42,7 +42,7 @@ class Document:
     target: float | None = None
 
     def digest(self) -> str:
-        """Whether it is still the same text: 16 hex digits, the same as ``Text.digest`` of a scored text."""
+        """What its text is known by, the same as ``Text.digest`` of a scored text."""
         return text_digest(self.text)
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import CorruptStore, InvalidConfig, InvalidInput
-from ..files import DIGEST, locked
+from ..files import locked
 from ..progress import Shown, bar
 from .contexts import Cutter, TextCutter, check_context, embedding_rows
 from .extract import extract_rows, row_columns
@@ -39,7 +39,7 @@ from .manifest import (
 from .models import LoadedModel, load_model
 from .partial import Pieces, forget_partial
 from .places import spelled
-from .plan import Plan, ShardPlan
+from .plan import Plan, ShardPlan, digests_of
 from .precision import name_of
 from .records import LeftOut
 from .shards import write_shard
@@ -325,7 +325,7 @@ def _write(folder: Folder, done: Progress, shard: ShardPlan, rows: dict[str, Ten
     tensors |= _outliers(rows, done.bounds or {})
     metadata = {
         "documents": json.dumps([document.id for document in shard.documents]),
-        "digests": json.dumps([document.digest()[:DIGEST] for document in shard.documents]),
+        "digests": json.dumps(digests_of(shard.documents)),
     }
     digest, size = folder.write(name, lambda file: write_shard(file, tensors, metadata))
     entry = ShardEntry(

@@ -209,7 +209,7 @@ class _StreamedPools:
             document = next(self._walk, None)
             if document is None:
                 return taken, rows, True
-            own = self._cutter.windows([document], self._at)[0]
+            own = list(self._cutter.windows([document], self._at)[0])
             self._at += 1
             taken += own
             rows += sum(window.rows for window in own)

@@ -105,7 +105,7 @@ class Window(Protocol):
 class Cutter(Protocol):
     """Makes contexts of texts."""
 
-    def windows(self, documents: Sequence[Any], first: int) -> Sequence[Sequence[Window]]:
+    def windows(self, documents: Sequence[Any], first: int) -> Sequence[Iterable[Window]]:
         """The contexts of each text; what it reads of one are ``id`` and ``text``."""
 
 

@@ -85,7 +85,7 @@ class Surprisal(Scorer):
     def _with_losses(self, texts: Iterable[Text]) -> Iterator[tuple[Text, Losses]]:
         stream = iter(texts)
         while chunk := list(islice(stream, _BATCHES * self.config.batch_size)):
-            cut = self._cutter.windows(chunk, 0)
+            cut = [list(own) for own in self._cutter.windows(chunk, 0)]
             flat = [window for own in cut for window in own]
             losses = iter(self._of_windows(flat))
             for text, own in zip(chunk, cut, strict=True):
