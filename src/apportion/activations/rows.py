@@ -17,6 +17,7 @@ from .files import Folder
 from .frame import cut_otherwise
 from .keep import MEDIAN_ROWS, OUTLIERS, Outliers, beyond, check_outliers, norm_bound, policy
 from .manifest import Manifest
+from .places import model_note
 from .reading import StoreReader
 from .shuffle import PooledStream, RowPools, Rows
 from .source import BLOCK_ROWS, NO_CONTEXTS, Batch, Source, Split, Stream
@@ -205,14 +206,17 @@ class StoreSource(SplitSource):
         return {"tokens": told}
 
     def remarks(self) -> list[str]:
+        note = model_note(self.manifest.model)
+        about = [f"{self.manifest.model} is {note}"] if note else []
         if len(self._outliers) == 0:
-            return []
+            return about
         document, start = self.context_starts()
         firsts = self._reader.begins[document] + start
         multiple, bounds = self.manifest.settings.outliers, self.manifest.bounds
         assert multiple is not None and bounds is not None  # else no row was marked
         first = int(np.isin(self._outliers, firsts).sum())
-        return [Outliers(len(self._outliers), first, self._end, multiple, bounds[self.module]).sentence()]
+        out = Outliers(len(self._outliers), first, self._end, multiple, bounds[self.module])
+        return [*about, out.sentence()]
 
     def in_training(self) -> Bools:
         """[documents] whether each belongs to the training part."""

