@@ -186,10 +186,10 @@ def test_a_bound_is_kept_when_a_capture_goes_on(sinks, documents, tmp_path, monk
 
     given = {"context": 64, "shard_rows": 512, "max_rows": 3000}
     capture_to_store(sinks, LAYER, documents[:80], tmp_path / "whole", **given)
-    monkeypatch.setattr("apportion.activations.store.MEDIAN_ROWS", 3000)
+    monkeypatch.setattr("apportion.activations.writing.MEDIAN_ROWS", 3000)
     with pytest.raises(Stop):
         capture_to_store(sinks, LAYER, some(50), tmp_path / "cut", **{**given, "max_rows": None})
-    monkeypatch.setattr("apportion.activations.store.MEDIAN_ROWS", 1)  # read no more once it is known
+    monkeypatch.setattr("apportion.activations.writing.MEDIAN_ROWS", 1)  # read no more once it is known
     capture_to_store(sinks, LAYER, documents[:80], tmp_path / "cut", **{**given, "max_rows": None})
     bounds = [StoreSource(tmp_path / name).manifest.bounds for name in ("whole", "cut")]
     assert bounds[0][LAYER] == pytest.approx(bounds[1][LAYER], rel=1e-6)

@@ -47,7 +47,7 @@ def test_a_shard_is_freed_once_it_is_written(tiny, tmp_path, monkeypatch):
     # Written in place, so that no time decides what is still there.
     monkeypatch.setattr(ThreadPoolExecutor, "submit", at_once)
     texts = load_documents(["some words that make a text of several tokens " * 8] * 12)
-    manifest = capture_to_store(tiny, LAYER, texts, tmp_path / "store", context=32, shard_rows=64)
+    manifest = capture_to_store(tiny, LAYER, texts, tmp_path / "store", context=32, shard_rows=64, outliers=None)
     assert len(manifest.shards) > 3
     assert most == 1
 

@@ -112,7 +112,7 @@ class Interrupted(Exception):
 @pytest.fixture
 def early_bound(monkeypatch):
     """The bound on norms is taken over so few rows that a capture can be interrupted early."""
-    monkeypatch.setattr("apportion.activations.store.MEDIAN_ROWS", 128)
+    monkeypatch.setattr("apportion.activations.writing.MEDIAN_ROWS", 128)
 
 
 def cut_off(documents, n):

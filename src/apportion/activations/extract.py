@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
 import torch
@@ -34,11 +34,13 @@ def extract_rows(
     batch_size: int,
     dtype: torch.dtype,
     pieces: Pieces | None = None,
+    seen: Callable[[int], object] = int,
 ) -> dict[str, Tensor]:
     """[rows, width] on the CPU for each module: the kept tokens of ``windows``, in their order.
 
     Args:
         pieces: what an earlier process made of them, which is not made again, and where what is made is kept.
+        seen: called with the number of rows of every batch that is done.
 
     Raises: ``NonFiniteActivations`` naming document and position, ``InvalidInput`` if a module's positions
     are not those of the tokens.
@@ -51,6 +53,7 @@ def extract_rows(
     if all(len(batch) == 1 for batch in batches):
         _check_states(loaded, modules, windows[0])
     done = 0 if pieces is None else pieces.restore(rows, int(begins[-1]))
+    seen(sum(windows[i].rows for batch in batches[:done] for i in batch))
     for number, batch in enumerate(batches[done:], done + 1):
         inputs, keep = model_inputs([windows[i] for i in batch], loaded.device)
         place = (begins[batch][:, None] + keep.cumsum(1) - 1)[keep]
@@ -69,6 +72,7 @@ def extract_rows(
                     "expected one width: choose a layer or block of the model"
                 )
             rows[path][place] = kept.to("cpu", dtype)
+        seen(len(place))
         if pieces is not None and number < len(batches):
             pieces.add(number, place, rows)
     for path, tensor in rows.items():

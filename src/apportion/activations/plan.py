@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import islice
 from typing import Any
 
 from ..errors import InvalidConfig, InvalidInput
@@ -84,22 +84,6 @@ class Plan:
         self.documents = 0
         self.fingerprint = ""
         self.exhausted = False
-
-    def peek(self, rows: int) -> list[Window]:
-        """The first contexts of the documents, until they hold ``rows`` rows; ``shards`` begins with them too."""
-        seen: list[Document | Item] = []
-        found: list[Window] = []
-        left = rows
-        while left > 0 and (document := next(self._stream, None)) is not None:
-            self._check_kind(document)
-            seen.append(document)
-            for window in self._cutter.windows([document], len(seen) - 1)[0]:
-                found.append(window)
-                left -= window.rows
-                if left <= 0:
-                    break
-        self._stream = chain(seen, self._stream)
-        return found
 
     def shards(self, start: Cursor, rows: int, expected: str) -> Iterator[ShardPlan]:
         """The shards from ``start`` on; call it once.

@@ -4,32 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from ..errors import CorruptStore, InvalidConfig, InvalidInput
 from ..files import locked
 from ..progress import Shown, bar
 from .contexts import Cutter, TextCutter, check_context, embedding_rows
-from .extract import extract_rows, row_columns
+from .extract import extract_rows
 from .files import Folder
 from .frame import Bos
 from .items import Item, ItemCutter
-from .keep import MEDIAN_ROWS, OUTLIERS, beyond, check_outliers, norm_bound
+from .keep import OUTLIERS, check_outliers
 from .manifest import (
     MANIFEST,
     PROGRESS,
     CaptureSettings,
     Manifest,
-    Place,
     Progress,
     ShardEntry,
     read_manifest,
@@ -39,13 +33,13 @@ from .manifest import (
 from .models import LoadedModel, load_model
 from .partial import Pieces, forget_partial
 from .places import spelled
-from .plan import Plan, ShardPlan, digests_of
+from .plan import Plan
 from .precision import name_of
 from .records import LeftOut
-from .shards import write_shard
 from .sites import find_site
 from .texts import Document, Documents
 from .weights import fingerprint_of
+from .writing import ShardWriter
 
 _OURS = r"(?:shard|partial)-[\d-]+\.safetensors|(?:manifest|progress|partial)\.json"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -250,25 +244,15 @@ def _run(
 ) -> Manifest:
     settings = done.settings
     counter.update(done.rows)
-    if done.bounds is None and not done.shards:  # a capture begun before there were bounds goes on without
-        done = done.model_copy(update={"bounds": _bounds(loaded, plan, settings)})
-        write_json(folder, PROGRESS, done)
-    # One thread hashes and writes a shard while the model makes the next one.
-    with ThreadPoolExecutor(1, "apportion-store") as writer:
-        pending: Future[Progress] | None = None
+    with ShardWriter(folder, done) as writer:
         for number, shard in enumerate(plan.shards(done.cursor, done.rows, done.fingerprint), len(done.shards)):
             # Their pieces take the place of those of the shard before, which must be there by then.
-            pieces = Pieces(folder, number, shard.key, before=pending.result if pending else lambda: None)
-            rows = extract_rows(
-                loaded, settings.modules, shard.windows, settings.batch_size, DTYPES[settings.dtype], pieces
-            )
-            if pending is not None:
-                done = pending.result()
-            counter.update(len(next(iter(rows.values()))))
-            pending = writer.submit(_write, folder, done, shard, rows, pieces)
+            pieces = Pieces(folder, number, shard.key, before=writer.wait)
+            dtype, size = DTYPES[settings.dtype], settings.batch_size
+            rows = extract_rows(loaded, settings.modules, shard.windows, size, dtype, pieces, seen=counter.update)
+            writer.add(shard, rows, pieces)
             del rows  # for the writer to free it, and not the next shard
-        if pending is not None:
-            done = pending.result()
+        done = writer.finish()
     if not done.shards:
         beyond = f" beyond the first {settings.skip_first} of each context" if settings.skip_first else ""
         raise InvalidInput(
@@ -297,86 +281,3 @@ def _run(
     forget_partial(folder)
     folder.clear_temporaries(_OURS)
     return manifest
-
-
-def _bounds(loaded: LoadedModel, plan: Plan, settings: CaptureSettings) -> dict[str, float]:
-    """The norm above which a row is an outlier, by module.
-
-    From the first rows of the documents, which are run once for this alone: the first shard is to know it.
-    """
-    most = min(MEDIAN_ROWS, settings.max_rows or MEDIAN_ROWS)
-    if settings.outliers is None or not (windows := plan.peek(most)):
-        return {}
-    rows = extract_rows(loaded, settings.modules, windows, settings.batch_size, DTYPES[settings.dtype])
-    found = {path: norm_bound(own[:most], settings.outliers) for path, own in rows.items()}
-    return {path: bound for path, bound in found.items() if bound is not None}
-
-
-def _write(folder: Folder, done: Progress, shard: ShardPlan, rows: dict[str, Tensor], pieces: Pieces) -> Progress:
-    """Put one shard on disk, then the progress that knows it, and take its pieces away."""
-    widths = {path: tensor.shape[1] for path, tensor in rows.items()}
-    if done.widths not in ({}, widths):
-        raise InvalidInput(
-            f"the widths of the captured states were {done.widths} and are now {widths}; expected the same for "
-            "all contexts: choose a layer or block of the model"
-        )
-    name = f"shard-{len(done.shards):05d}.safetensors"
-    tensors = {f"activations/{path}": tensor for path, tensor in rows.items()} | _columns(shard)
-    tensors |= _outliers(rows, done.bounds or {})
-    metadata = {
-        "documents": json.dumps([document.id for document in shard.documents]),
-        "digests": json.dumps(digests_of(shard.documents)),
-    }
-    digest, size = folder.write(name, lambda file: write_shard(file, tensors, metadata))
-    entry = ShardEntry(
-        file=name,
-        rows=len(tensors["document"]),
-        bytes=size,
-        sha256=digest,
-        first_document=shard.first,
-        documents=len(shard.documents),
-        contexts=len(shard.windows),
-    )
-    after = done.model_copy(
-        update={
-            "widths": widths,
-            "targets": "target" in tensors,
-            "shards": (*done.shards, entry),
-            "last": Place(cursor=done.cursor, fingerprint=done.fingerprint),
-            "cursor": shard.end,
-            "fingerprint": shard.fingerprint,
-        }
-    )
-    write_json(folder, PROGRESS, after)
-    pieces.clear()
-    return after
-
-
-def _outliers(rows: dict[str, Tensor], bounds: Mapping[str, float]) -> dict[str, Tensor]:
-    """Which rows are outliers, by module; a shard without any says nothing."""
-    marks = {path: beyond(rows[path], bound) for path, bound in bounds.items()}
-    return {f"outlier/{path}": torch.from_numpy(own) for path, own in marks.items() if own.any()}
-
-
-def _columns(shard: ShardPlan) -> dict[str, Tensor]:
-    """Everything in a shard besides the activations."""
-    windows = shard.windows
-    document, position = row_columns(windows)
-    columns: dict[str, NDArray[Any]] = {
-        "document": document,
-        "position": position,
-        "document_rows": np.bincount(document - shard.first, minlength=len(shard.documents)).astype(np.int64),
-    }
-    if windows[0].inputs is None:
-        lengths = np.array([len(window.ids) for window in windows], np.int64)
-        columns |= {
-            "context_ids": np.concatenate([window.ids for window in windows]),
-            "context_keep": np.concatenate([window.keep for window in windows]),
-            "context_offsets": np.concatenate([np.zeros(1, np.int64), lengths.cumsum()]),
-            "context_document": np.array([window.document for window in windows], np.int64),
-            "context_start": np.array([window.start for window in windows], np.int64),
-        }
-    if shard.documents[0].target is not None:
-        targets = np.array([document.target for document in shard.documents], np.float32)
-        columns["target"] = targets[document - shard.first]
-    return {name: torch.from_numpy(column) for name, column in columns.items()}
