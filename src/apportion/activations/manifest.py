@@ -10,7 +10,7 @@ from pydantic import Field, JsonValue
 
 from ..config import Config
 from ..errors import CorruptStore, InvalidConfig, InvalidInput, StorageFailure
-from ..files import seal
+from ..files import from_json, seal
 from .files import Folder
 
 FORMAT: Literal["apportion-store"] = "apportion-store"
@@ -155,8 +155,8 @@ def write_json(folder: Folder, name: str, config: Config) -> None:
 def _read(folder: Folder, name: str) -> Any:
     """What the file ``name`` says, once it is known to be undamaged."""
     try:
-        data = json.loads(folder.read(name))
-    except (ValueError, RecursionError) as error:
+        data = from_json(folder.read(name))
+    except ValueError as error:
         raise CorruptStore(f"{folder.path(name)} is not JSON ({error}); restore it from a copy") from None
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise CorruptStore(f"{folder.path(name)} does not describe an activation store; give another folder")

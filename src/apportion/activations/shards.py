@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CorruptStore
+from ..files import from_json
 from .files import Folder
 
 _NAMES = {
@@ -89,7 +90,7 @@ def read_header(folder: Folder, name: str, size: int) -> Header:
     try:
         if not 2 <= length <= size - 8:
             raise ValueError(f"its header would have {length} bytes")
-        raw = json.loads(folder.read_range(name, 8, 8 + length))
+        raw = from_json(folder.read_range(name, 8, 8 + length))
         metadata = raw.pop("__metadata__", {})
         entries = {key: _entry(value, 8 + length, size) for key, value in raw.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from ..errors import CorruptStore, InvalidConfig, InvalidInput
+from ..errors import CorruptStore, InvalidConfig, InvalidInput, StorageFailure
 from ..files import locked
 from .capture import resolve_module
 from .contexts import Cutter, TextCutter, check_context, embedding_rows
@@ -149,8 +149,9 @@ def _finished(folder: Folder, settings: CaptureSettings, plan: Plan) -> Manifest
     _same(folder, manifest.settings, settings)
     _check_sizes(folder, manifest.shards)
     plan.verify(manifest.documents, manifest.fingerprint, whole=manifest.rows != settings.max_rows)
-    folder.remove(PROGRESS)  # a kill may have come between the manifest and this
-    folder.clear_temporaries(_OURS)
+    with contextlib.suppress(StorageFailure):  # a finished store is as good where nothing may be written
+        folder.remove(PROGRESS)  # a kill may have come between the manifest and this
+        folder.clear_temporaries(_OURS)
     return manifest
 
 

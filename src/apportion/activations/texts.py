@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import glob
 import gzip
-import json
 import math
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidInput, MissingExtra, StorageFailure, UnknownName
-from .files import resolve_url
+from ..files import from_json, what_is
+from .files import check_file, resolve_url
 from .models import ask_hub
 
 _MOST = 3.4028234663852886e38  # the largest float32
@@ -182,6 +182,7 @@ def _text_folder(data: str) -> list[str]:
 def _text_file(path: str, name: str) -> Document:
     fs, root = resolve_url(path)
     with _reading(path):
+        check_file(fs, root)
         raw = bytes(fs.cat_file(root))
     return Document(name, _checked(_decode(raw, path), path))
 
@@ -208,6 +209,7 @@ def _lines(path: str) -> Iterator[bytes]:
     fs, root = resolve_url(path)
     with contextlib.ExitStack() as stack:
         stack.enter_context(_reading(path))
+        check_file(fs, root)
         file: Any = stack.enter_context(fs.open(root, "rb"))
         if not path.endswith(".gz"):
             yield from file
@@ -225,8 +227,8 @@ def _json_lines(path: str, fields: _Fields) -> Iterator[Document]:
         if not text.strip():
             continue
         try:
-            record = json.loads(text)
-        except (ValueError, RecursionError) as error:
+            record = from_json(text)
+        except ValueError as error:
             raise InvalidInput(f"{where} is not JSON ({error}); write one object per line") from None
         yield fields.document(record, where, place)
 
@@ -277,6 +279,8 @@ def _table(datasets: Any, data: str, name: str, config: str, split: str) -> Any:
     """The records of a data set. Raises ``UnknownName`` if it cannot be loaded or lacks the split,
     ``InvalidInput`` for a file of no known kind."""
     path = Path(name)
+    if what_is(path) == "other":
+        raise StorageFailure(f"cannot read {data}: it is no file but a pipe or a device; give a file or a folder")
     if not path.exists() and not (Path(datasets.config.HF_DATASETS_CACHE) / name.replace("/", "___")).exists():
         ask_hub(name, "dataset")
     kind = _TABLES.get(path.suffix) if path.is_file() else None

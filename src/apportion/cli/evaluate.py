@@ -14,6 +14,7 @@ from ..activations.models import LoadedModel
 from ..downstream import Downstream, fewer
 from ..errors import InvalidInput
 from ..evaluate import evaluate
+from ..files import names_in_folder, what_is
 from ..io import load_sae
 from ..sae import SAE
 from .output import import_plugins, on_terminal, say, show
@@ -110,9 +111,9 @@ def _warn_if_cut(row: dict[str, Any]) -> None:
 
 def sae_folders(path: Path) -> list[Path]:
     """The folders of saved SAEs at or right below ``path``, sorted by name."""
-    if (path / "sae.json").exists():
+    if what_is(path / "sae.json") is not None:
         return [path]
-    found = sorted(file.parent for file in path.glob("*/sae.json"))
+    found = [path / name for name in names_in_folder(path) if what_is(path / name / "sae.json") is not None]
     if not found:
         raise InvalidInput(f"{path} holds no sae.json and no folder that does; pass a finished run")
     return found

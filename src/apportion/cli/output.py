@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ..errors import ApportionError, BudgetMissed, InvalidConfig, UnknownName
+from ..files import what_is
 
 
 def show(rows: Sequence[Mapping[str, Any]], as_json: bool, columns: Sequence[str] | None = None) -> None:
@@ -117,7 +118,7 @@ def import_plugins(plugins: Sequence[str]) -> None:
 
 
 def _import_file(path: Path) -> None:
-    if not path.is_file():
+    if what_is(path) != "file":
         raise UnknownName("there is no such file; give the path of a .py file")
     name = f"apportion_plugin_{path.stem}"  # a plug-in called random.py must not replace Python's own
     spec = importlib.util.spec_from_file_location(name, path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,7 +31,7 @@ from ..complexity import (
 from ..complexity.base import number_in
 from ..complexity.scores import FORMAT, Header, repeated_ids
 from ..errors import InvalidConfig, InvalidInput, StorageFailure
-from ..files import storage
+from ..files import from_json, open_file, storage, what_is
 from .output import import_plugins, on_terminal, say, show
 from .probe import TABLE as TABLE_OF_PROBES
 from .probe import probe_rows
@@ -136,7 +135,7 @@ class Score:
             if not equals or not name.strip():
                 raise InvalidConfig(f"--set {setting!r} is not of the form SETTING=VALUE")
             try:
-                data[name.strip()] = json.loads(value)
+                data[name.strip()] = from_json(value)
             except ValueError:
                 data[name.strip()] = value
         kind = ScorerConfig.lookup(self.scorer)
@@ -211,12 +210,14 @@ def _writable(out: Path) -> Path:
     """``out``, unless something that is no file of scores is there. Makes its folder."""
     with storage(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-    if out.is_dir():
+    if (found := what_is(out)) == "folder":
         raise StorageFailure(f"--out {out} is a folder; give the path of a file")
+    if found == "other":
+        raise StorageFailure(f"--out {out} is a pipe or a device; give the path of a file")
     if not os.access(out.parent, os.W_OK):
         raise StorageFailure(f"--out {out} cannot be written; choose a folder that you may write to")
-    if out.exists():
-        with out.open("rb") as file:
+    if found == "file":
+        with storage(out), open_file(out) as file:
             if FORMAT.encode() not in file.read(1000):
                 raise StorageFailure(f"--out {out} is there and holds no scores; give the path of a new file")
     return out

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..files import locked, storage
+from ..files import from_json, locked, storage
 
 FILE = "answers.jsonl"
 
@@ -64,7 +64,7 @@ def kept_answers(folder: Path | None) -> Iterator[Answers]:
 
 def _entry(line: bytes) -> tuple[str, Any] | None:
     try:
-        data = json.loads(line)
+        data = from_json(line)
         return str(data["key"]), data["answer"]
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError):
         return None

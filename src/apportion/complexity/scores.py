@@ -21,7 +21,7 @@ from pydantic import Field, JsonValue
 
 from ..config import Config
 from ..errors import InvalidInput, StorageFailure
-from ..files import check_format, sha256, write_atomically
+from ..files import check_format, from_json, read_bytes, sha256, write_atomically
 from .base import Scored, number_in
 
 FORMAT: Literal["apportion-scores"] = "apportion-scores"
@@ -158,7 +158,7 @@ def load_scores(path: str | Path) -> Scores:
     """
     path = Path(path)
     try:
-        lines = path.read_text(encoding="utf-8").strip().split("\n")
+        lines = read_bytes(path).decode("utf-8").strip().split("\n")
     except OSError as error:
         raise StorageFailure(f"cannot read {path}: {error.strerror}; give what `apportion score` wrote") from None
     except UnicodeDecodeError:
@@ -183,8 +183,8 @@ def load_scores(path: str | Path) -> Scores:
 
 def _object(line: str) -> Any:
     try:
-        return json.loads(line)
-    except (ValueError, RecursionError):
+        return from_json(line)
+    except ValueError:
         return None
 
 

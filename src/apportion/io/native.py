@@ -14,7 +14,17 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from ..errors import InvalidCheckpoint, InvalidInput
-from ..files import check_format, check_seal, read_json, seal, sha256, storage, to_json, write_atomically
+from ..files import (
+    check_format,
+    check_seal,
+    read_bytes,
+    read_json,
+    seal,
+    sha256,
+    storage,
+    to_json,
+    write_atomically,
+)
 from ..sae import SAE, SAEConfig
 
 FORMAT, VERSION = "apportion-sae", 1
@@ -67,7 +77,7 @@ def load_sae(folder: str | Path) -> SAE:
     config = SAEConfig.parse(description.get("config"), str(folder / "sae.json"))
     file = folder / "sae.safetensors"
     try:
-        data = file.read_bytes()
+        data = read_bytes(file)
         if sha256(data) != description.get("sha256"):
             raise InvalidCheckpoint(f"{file} does not match sae.json; copy the folder again")
         tensors = load(data)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from ..files import from_json, read_bytes
 
 MEASURES = ("fvu", "l0", "dead")
 """What a record of every rule holds."""
@@ -17,8 +18,8 @@ def read_curve(folder: Path, most: int = 200) -> dict[str, list[float | None]] |
     None where there is no log, or none that can be read: an SAE may have been moved without it.
     """
     try:
-        lines = (folder / "log.jsonl").read_text().splitlines()
-        records = [json.loads(line) for line in _thinned(lines, most)]
+        lines = read_bytes(folder / "log.jsonl").decode().splitlines()
+        records = [from_json(line) for line in _thinned(lines, most)]
         curve: dict[str, list[float | None]] = {
             name: [record.get(name) for record in records] for name in ("tokens", *MEASURES)
         }

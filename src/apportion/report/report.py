@@ -19,7 +19,7 @@ from ..compare import Comparison, compare
 from ..compare.base import Measured
 from ..compare.tables import Table, tables
 from ..errors import InvalidConfig, InvalidInput
-from ..files import storage, write_atomically
+from ..files import replaceable, storage, what_is, write_atomically
 from ..io import load_sae
 from ..sae import SAE
 from .catalogue import LEVELS, catalogue
@@ -251,8 +251,9 @@ def _usable(out: Path, **numbers: int) -> Path:
     for name, number in numbers.items():
         if number < 1:
             raise InvalidConfig(f"{name} = {number} shows nothing; give at least 1")
-    if out.is_dir():
+    if what_is(out) == "folder":
         raise InvalidConfig(f"{out} is a folder; give the name of an HTML file")
     with storage(out):
         out.parent.mkdir(parents=True, exist_ok=True)
+        replaceable(out)
     return out

@@ -20,6 +20,8 @@ from ..files import (
     TEMPORARY,
     check_format,
     check_seal,
+    names_in_folder,
+    read_bytes,
     read_json,
     seal,
     sha256,
@@ -113,8 +115,9 @@ def _write(final: Path, step: int, runs: dict[str, Run], state: dict[str, Any]) 
 
 def latest_checkpoint(out: Path) -> Path | None:
     """The newest whole checkpoint of a training folder."""
-    whole = sorted((out / "checkpoints").glob("step-*"))
-    return whole[-1] if whole else None
+    folder = out / "checkpoints"
+    whole = [name for name in names_in_folder(folder) if name.startswith("step-")]
+    return folder / whole[-1] if whole else None
 
 
 def load_checkpoint(path: Path, runs: dict[str, Run]) -> dict[str, Any]:
@@ -130,7 +133,7 @@ def load_checkpoint(path: Path, runs: dict[str, Run]) -> dict[str, Any]:
     for name, run in runs.items():
         file = path / f"{name}.safetensors"
         try:
-            data = file.read_bytes()
+            data = read_bytes(file)
             if sha256(data) != state["sha256"].get(name):
                 raise InvalidCheckpoint(f"{file} does not match checkpoint.json; start in another folder")
             tensors = load(data)

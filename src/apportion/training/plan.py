@@ -12,7 +12,7 @@ import torch
 from ..activations.source import Source
 from ..config import Config
 from ..errors import InvalidCheckpoint, InvalidConfig, InvalidInput
-from ..files import check_format, read_json, storage, write_json
+from ..files import check_format, read_json, storage, what_is, write_json
 from ..schedules import Schedule
 from .configs import RunConfig, TrainConfig
 
@@ -133,7 +133,7 @@ def claim_folder(out: Path, configs: Mapping[str, RunConfig], source: Source, se
     """Make ``out`` the folder of this training, or see that it already is."""
     plan = Plan(source.describe(), settings, dict(configs))
     where = out / "train.json"
-    if where.exists():
+    if what_is(where) is not None:
         found = read_plan(out)
         # As they are written: a list and a tuple are the same there, and so is a class that was defined again.
         then, now = _written(found), _written(plan)
@@ -146,7 +146,7 @@ def claim_folder(out: Path, configs: Mapping[str, RunConfig], source: Source, se
                 "repeat its arguments to go on, or choose another folder"
             )
         return
-    if (out / "checkpoints").exists():
+    if what_is(out / "checkpoints") is not None:
         raise InvalidCheckpoint(f"{out} has checkpoints but no train.json; choose another folder")
     with storage(out):
         for name in configs:

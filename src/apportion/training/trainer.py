@@ -16,7 +16,7 @@ from ..activations.scale import input_scale
 from ..activations.source import Batch, Source, Stream
 from ..clock import Clock
 from ..errors import BudgetMissed, TrainingDiverged
-from ..files import locked
+from ..files import locked, what_is
 from ..io.native import load_sae, save_sae
 from ..ops.median import geometric_median
 from ..sae import SAE
@@ -73,7 +73,7 @@ def train(
     place = usable_device(device)
     with locked(out, "training in"):
         claim_folder(out, configs, source, settings)
-        if all((out / name / "sae.json").exists() for name in configs):
+        if all(what_is(out / name / "sae.json") is not None for name in configs):
             saes = {name: load_sae(out / name).to(place) for name in configs}
         else:
             session = _Session(configs, source, out, settings, sinks, place)
