@@ -15,6 +15,7 @@ from ..activations import LoadedModel, StoreSource, iter_documents, load_model
 from ..analysis import adaptivity, dimensions, labels_of, register_probes, surprisals
 from ..complexity import Scores, load_scores
 from ..complexity.scores import repeated_ids
+from ..device import usable_device
 from ..errors import InvalidConfig, InvalidInput
 from ..io import load_sae
 from ..metrics import Classes, Interval, Relation
@@ -75,6 +76,7 @@ class Analyse:
 
     def run(self) -> int:
         import_plugins(self.plugin)
+        device = usable_device(self.device)
         if (self.labels is None) != (self.field is None) or (self.probe and self.labels is None):
             raise InvalidConfig(
                 "--labels and --field belong together, and --probe needs both; give the data and "
@@ -89,7 +91,7 @@ class Analyse:
         # What tokens have by themselves is the same for all SAEs of a split.
         of_rows: dict[str, dict[str, NDArray[np.float64]]] = {}
         for folder in sae_folders(Path(self.run_folder)):
-            sae = load_sae(folder).to(self.device)
+            sae = load_sae(folder).to(device)
             source = source_of(self.data, self.module, self.heldout, folder.name, sae)
             labels = None if words is None else labels_of(source.documents, words)
             if labels and self.probe:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..activations import capture_to_store, iter_documents, load_model
+from ..errors import without_secrets
 from .output import names_in, on_terminal, say, show
 
 
@@ -51,7 +52,7 @@ class Capture:
             dtype=self.dtype,
             max_rows=self.max_rows,
             progress=on_terminal(),
-            data_description={"data": self.data, "text_field": self.text_field},
+            data_description={"data": without_secrets(self.data), "text_field": self.text_field},
         )
         row = {
             "store": self.out,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from ..compare import compare, to_csv, to_json, to_markdown
 from ..errors import ApportionError, InvalidConfig
 from ..io import load_sae
 from .evaluate import sae_folders
-from .output import import_plugins, on_terminal, say
+from .output import escaped, import_plugins, on_terminal, put, say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +68,8 @@ class Compare:
             progress=on_terminal(),
         )
         show = to_json if self.json else to_csv if self.csv else to_markdown
-        sys.stdout.write(show(comparison))
+        text = show(comparison)
+        put(text if self.json else escaped(text))
         for name, reason in comparison.left_out.items():
             say(f"apportion: {name} is left out: {' '.join(reason.split())}")
         for note in comparison.notes:

@@ -11,6 +11,7 @@ import tyro
 
 from ..activations import StoreSource, load_model
 from ..activations.models import LoadedModel
+from ..device import usable_device
 from ..downstream import Downstream, fewer
 from ..errors import InvalidInput
 from ..evaluate import evaluate
@@ -54,9 +55,10 @@ class Evaluate:
 
     def run(self) -> int:
         import_plugins(self.plugin)
+        device = usable_device(self.device)
         StoreSource(self.data, self.module)  # checks every shard once
         folders = sae_folders(Path(self.run_folder))
-        saes = {folder.name: load_sae(folder).to(self.device) for folder in folders}
+        saes = {folder.name: load_sae(folder).to(device) for folder in folders}
         model = load_model(self.model) if self.model else None
         shared: dict[str, Downstream] = {}
         rows = []

@@ -30,7 +30,7 @@ from ..complexity import (
 )
 from ..complexity.base import number_in
 from ..complexity.scores import FORMAT, Header, repeated_ids
-from ..errors import InvalidConfig, InvalidInput, StorageFailure
+from ..errors import InvalidConfig, InvalidInput, StorageFailure, without_secrets
 from ..files import from_json, open_file, storage, what_is
 from .output import import_plugins, on_terminal, say, show
 from .probe import TABLE as TABLE_OF_PROBES
@@ -121,7 +121,7 @@ class Score:
             scorer=self.scorer,
             direction=1 if scorer.direction > 0 else -1,
             settings=scorer.settings(),
-            data={"data": self.data, "text_field": self.text_field}
+            data={"data": without_secrets(self.data), "text_field": self.text_field}
             | ({"context": self.context, "tokenizer": self.tokenizer} if self.context else {}),
         )
         return save_scores(out, header, done)

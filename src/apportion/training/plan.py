@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 from ..activations.source import Source
 from ..config import Config
 from ..errors import InvalidCheckpoint, InvalidConfig, InvalidInput
@@ -77,17 +75,6 @@ def check_schedules(config: Config, n_steps: int, where: str) -> None:
         for part in value if isinstance(value, tuple) else (value,):
             if isinstance(part, Config):
                 check_schedules(part, n_steps, here)
-
-
-def usable_device(device: str | torch.device) -> torch.device:
-    """The device, if tensors can live there. Raises ``InvalidConfig``."""
-    try:
-        here = torch.zeros((), device=device)
-        here.item()  # "meta" holds nothing
-    except (RuntimeError, AssertionError) as error:  # the second from a torch without CUDA
-        reason = str(error).splitlines()[0]
-        raise InvalidConfig(f"device '{device}' cannot be used ({reason}); choose another, as cpu") from None
-    return here.device
 
 
 class Plan(NamedTuple):

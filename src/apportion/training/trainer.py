@@ -15,6 +15,7 @@ from tqdm import tqdm
 from ..activations.scale import input_scale
 from ..activations.source import Batch, Source, Stream
 from ..clock import Clock
+from ..device import usable_device
 from ..errors import BudgetMissed, TrainingDiverged
 from ..files import locked, what_is
 from ..io.native import load_sae, save_sae
@@ -26,7 +27,7 @@ from .configs import RunConfig, TrainConfig
 from .finish import finish
 from .log import JsonLines, Sink, check_sinks, open_sink
 from .missed import missed
-from .plan import check_runs, claim_folder, usable_device
+from .plan import check_runs, claim_folder
 from .step import Run, StepResult, train_step
 
 
