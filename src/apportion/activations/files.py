@@ -13,7 +13,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from ..errors import InvalidInput, MissingExtra, StorageFailure
-from ..files import check_regular, replaceable
+from ..files import check_regular, open_file, replaceable
 
 _T = TypeVar("_T")
 
@@ -87,6 +87,35 @@ class Folder:
             return list(self._fs.cat_ranges([path] * len(starts), list(starts), list(stops), on_error="raise"))
 
         return self._reading(name, fetch)
+
+    def read_runs(self, name: str, starts: Sequence[int], stops: Sequence[int]) -> bytearray:
+        """Several byte ranges of ``name``, one after the other; short if the file ends before they do.
+
+        Not by a memory map: a file that is cut off while it is mapped ends the process without a word.
+        """
+        if self.local is None:
+            return bytearray().join(self.read_ranges(name, starts, stops))
+
+        def fetch(path: str) -> bytearray:
+            filled = 0
+            lengths = [stop - start for start, stop in zip(starts, stops, strict=True)]
+            with open_file(path) as file, memoryview(found := bytearray(sum(lengths))) as view:
+                for start, length in zip(starts, lengths, strict=True):
+                    while length and (got := os.preadv(file.fileno(), [view[filled : filled + length]], start)):
+                        filled, start, length = filled + got, start + got, length - got
+                    if length:
+                        break
+            del found[filled:]
+            return found
+
+        return self._guarded(name, fetch)
+
+    def stamp(self, name: str) -> tuple[int, int] | None:
+        """What changes when ``name`` is written to, as far as a local file system tells."""
+        if self.local is None:
+            return None
+        found = self._guarded(name, os.stat)
+        return found.st_size, found.st_mtime_ns
 
     def stream(self, name: str, consume: Callable[[BinaryIO], _T]) -> _T:
         """What ``consume`` makes of the open file ``name``."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, JsonValue
+from pydantic import Field, JsonValue, model_validator
 
 from ..config import Config
 from ..errors import CorruptStore, InvalidConfig, InvalidInput, StorageFailure
@@ -53,20 +53,20 @@ class ShardEntry(Config):
         documents: number of documents that it covers; the last may go on in the next shard.
     """
 
-    file: str
+    file: str = Field(pattern=r"^shard-\d{5,}\.safetensors$")
     rows: int
-    bytes: int
-    sha256: str
+    bytes: int = Field(ge=8)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     first_document: int
     documents: int
-    contexts: int
+    contexts: int = Field(ge=1)
 
 
 class Cursor(Config):
     """Where the next shard begins: a document and one of its windows."""
 
-    document: int = 0
-    window: int = 0
+    document: int = Field(default=0, ge=0)
+    window: int = Field(default=0, ge=0)
 
 
 class Progress(Config):
@@ -92,6 +92,20 @@ class Progress(Config):
         """Rows on disk."""
         return sum(shard.rows for shard in self.shards)
 
+    @model_validator(mode="after")
+    def _goes_on(self) -> Self:
+        end = 0
+        for place, shard in enumerate(self.shards):
+            begun = shard.first_document - end
+            if shard.file != f"shard-{place:05d}.safetensors" or not (begun == 0 or (place and begun == -1)):
+                raise ValueError(f"{shard.file} is not shard {place} of the store")
+            end = shard.first_document + shard.documents
+        if self.cursor.document != end - (self.cursor.window > 0):
+            raise ValueError(
+                f"the next shard begins with document {self.cursor.document} and those before end at {end}"
+            )
+        return self
+
 
 class Manifest(Config):
     """A complete store.
@@ -106,14 +120,22 @@ class Manifest(Config):
     format: Literal["apportion-store"] = FORMAT
     version: int = VERSION
     model: str
-    modules: dict[str, int]
+    modules: dict[str, Annotated[int, Field(ge=1)]] = Field(min_length=1)
     dtype: Literal["float32", "float16", "bfloat16"]
-    rows: int
-    documents: int
+    rows: int = Field(ge=1)
+    documents: int = Field(ge=1)
     fingerprint: str
     targets: bool
     settings: CaptureSettings
-    shards: tuple[ShardEntry, ...]
+    shards: tuple[ShardEntry, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _one_capture(self) -> Self:
+        said = (self.model, tuple(self.modules), self.dtype)
+        told = (self.settings.model, self.settings.modules, self.settings.dtype)
+        if (said[0], sorted(said[1]), said[2]) != (told[0], sorted(told[1]), told[2]):
+            raise ValueError(f"it names {said} and its settings {told}")
+        return self
 
 
 def read_manifest(folder: Folder) -> Manifest:

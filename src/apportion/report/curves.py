@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import from_json, read_bytes
+from ..training.log import check_log
 
 MEASURES = ("fvu", "l0", "dead")
 """What a record of every rule holds."""
@@ -16,9 +17,14 @@ def read_curve(folder: Path, most: int = 200) -> dict[str, list[float | None]] |
     """``tokens`` and each of ``MEASURES`` over a run, at most ``most`` records of it, evenly spaced.
 
     None where there is no log, or none that can be read: an SAE may have been moved without it.
+
+    Raises:
+        InvalidCheckpoint: it was damaged since it was written.
     """
     try:
-        lines = read_bytes(folder / "log.jsonl").decode().splitlines()
+        data = read_bytes(folder / "log.jsonl")
+        check_log(folder / "log.jsonl", data)
+        lines = data.decode().splitlines()
         records = [from_json(line) for line in _thinned(lines, most)]
         curve: dict[str, list[float | None]] = {
             name: [record.get(name) for record in records] for name in ("tokens", *MEASURES)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from ..activations.source import Source
 from ..compare import Comparison, compare
 from ..compare.base import Measured
 from ..compare.tables import Table, tables
-from ..errors import InvalidConfig, InvalidInput
+from ..errors import InvalidCheckpoint, InvalidConfig, InvalidInput
 from ..files import replaceable, storage, what_is, write_atomically
 from ..io import load_sae
 from ..sae import SAE
@@ -92,8 +92,15 @@ def report(
         _detail(look, runs[sae.name], source, text, limit, features, device, progress)
         for sae, look in zip(chosen, _looks(chosen, comparison), strict=True)
     ]
-    logs = [read_curve(Path(given)) if not isinstance(given := runs[sae.name], SAE) else None for sae in chosen]
-    found = {one.look: log for one, log in zip(details, logs, strict=True) if log is not None}
+    found: dict[Look, dict[str, list[float | None]]] = {}
+    for sae, one in zip(chosen, details, strict=True):
+        try:
+            log = read_curve(Path(given)) if not isinstance(given := runs[sae.name], SAE) else None
+        except InvalidCheckpoint as error:  # the figures do not depend on it
+            note = f"the training curve of {sae.name} is left out: {error}"
+            comparison = replace(comparison, notes=(*comparison.notes, note))
+        else:
+            found |= {one.look: log} if log is not None else {}
     page = render(
         about=_about(source, comparison, details),
         fronts=fronts(comparison, _methods(comparison)),

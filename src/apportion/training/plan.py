@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from ..activations.source import Source
 from ..config import Config
 from ..errors import InvalidCheckpoint, InvalidConfig, InvalidInput
-from ..files import check_format, read_json, storage, what_is, write_json
+from ..files import check_format, check_seal, read_json, seal, storage, what_is, write_json
 from ..schedules import Schedule
 from .configs import RunConfig, TrainConfig
 
@@ -96,6 +96,8 @@ def read_plan(out: Path) -> Plan:
     where = out / "train.json"
     found = read_json(where, "a training")
     check_format(found, FORMAT, VERSION, where)
+    if "checksum" in found:  # since it is written with one
+        check_seal(found, where)
     source, settings, runs = (found.get(key) for key in ("source", "settings", "runs"))
     if not (isinstance(source, dict) and isinstance(settings, dict) and isinstance(runs, dict)):
         raise InvalidCheckpoint(f"{where} names no source, settings or runs; it was damaged, copy it again")
@@ -138,7 +140,8 @@ def claim_folder(out: Path, configs: Mapping[str, RunConfig], source: Source, se
     with storage(out):
         for name in configs:
             (out / name).mkdir(parents=True, exist_ok=True)
-    write_json(where, {"format": FORMAT, "version": VERSION, "source": plan.source, **_written(plan)})
+    told = {"format": FORMAT, "version": VERSION, "source": plan.source, **_written(plan)}
+    write_json(where, seal(told, where))
 
 
 def _written(plan: Plan) -> dict[str, Any]:
