@@ -34,6 +34,7 @@ from ..files import (
     write_json,
 )
 from ..io.checks import infinite_fault, tensors_fault
+from .optimizers import moments_like
 from .step import Run
 
 FORMAT, VERSION = "apportion-checkpoint", 1
@@ -75,18 +76,14 @@ def restore_run(run: Run, tensors: dict[str, Tensor], where: Path) -> None:
 
 def _fault(run: Run, tensors: dict[str, Tensor]) -> str | None:
     """What is wrong with the tensors of a checkpoint, in words: names, shapes, types, numbers that are none."""
-    moments = {f"{run.config.optimizer}.{name}.": parameter for name, parameter in run.sae.named_parameters()}
-    own, state = dict(tensors), {}
-    for prefix, parameter in moments.items():
-        for name in [name for name in own if name.startswith(prefix)]:
-            state[name] = own.pop(name)
-            # A moment is a number, or has the parameter's shape, in Adafactor with one of its sides summed up.
-            sides = list(zip(state[name].shape, parameter.shape, strict=False))
-            if len(sides) != state[name].ndim or any(own_side not in (1, side) for own_side, side in sides):
-                return f"{name!r} has shape {tuple(state[name].shape)}, expected {tuple(parameter.shape)}"
-    expected = {name: value for name, value in run_tensors(run).items() if not name.startswith(tuple(moments))}
-    weights = [f"sae.{name}" for name, _ in run.sae.named_parameters()]
-    return tensors_fault(own, expected) or infinite_fault({name: own[name] for name in weights} | state)
+    prefix = f"{run.config.optimizer}."
+    expected = {name: value for name, value in run_tensors(run).items() if not name.startswith(prefix)}
+    finite = [f"sae.{name}" for name, _ in run.sae.named_parameters()]
+    for name, parameter in run.sae.named_parameters():
+        moments = moments_like(run.config, parameter)
+        expected |= {f"{prefix}{name}.{moment}": value for moment, value in moments.items()}
+        finite += [f"{prefix}{name}.{moment}" for moment in moments]
+    return tensors_fault(tensors, expected) or infinite_fault({name: tensors[name] for name in finite})
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
