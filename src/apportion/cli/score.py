@@ -109,7 +109,7 @@ class Score:
         if None in (missing := {name: getattr(self, name) for name in ("data", "scorer", "out")}).values():
             names = ", ".join(f"--{name}" for name, value in missing.items() if value is None)
             raise InvalidConfig(f"{names} is missing; say what to score, how, and the file to keep scores in")
-        assert self.scorer is not None and self.out is not None
+        assert self.data is not None and self.scorer is not None and self.out is not None
         config = self._config()
         out = _writable(Path(self.out))
         texts = self._texts(config.label_field)
