@@ -14,8 +14,10 @@ import apportion as ap
 from apportion.activations import StoreSource, iter_documents
 from apportion.activations.files import Folder
 from apportion.complexity import load_scores
+from apportion.complexity.answers import kept_answers
 from apportion.errors import ApportionError, StorageFailure
 from apportion.files import from_json, locked, names_in_folder, what_is, write_atomically
+from apportion.training.log import JsonLines
 
 
 def test_a_link_stays_and_its_target_is_replaced(tmp_path: Path) -> None:
@@ -78,6 +80,15 @@ def test_a_pipe_in_place_of_an_input_is_refused_at_once(tmp_path: Path) -> None:
     for read in reads:
         with pytest.raises(ApportionError, match=r"named pipe|a pipe or a device|a device"):
             read()
+
+
+def test_nothing_is_appended_to_a_pipe_or_a_device(tmp_path: Path) -> None:
+    (tmp_path / "answers.jsonl").symlink_to("/dev/zero")
+    os.mkfifo(tmp_path / "log.jsonl")
+    with pytest.raises(StorageFailure, match="it is a device, expected a file"), kept_answers(tmp_path):
+        pass
+    with pytest.raises(StorageFailure, match="it is a named pipe, expected a file"):
+        JsonLines(tmp_path / "log.jsonl")
 
 
 def test_names_that_no_file_can_have_are_not_there(tmp_path: Path) -> None:

@@ -99,16 +99,28 @@ def check_regular(path: str | Path, mode: int | None = None) -> None:
 
 def open_file(path: str | Path) -> BinaryIO:
     """A regular file, open for reading. Raises ``OSError`` for anything else, at once."""
+    return _opened(path, "rb")
+
+
+def append_file(path: Path) -> BinaryIO:
+    """A regular file, made if need be, to read anywhere and write at its end. Raises as ``open_file``."""
+    return _opened(path, "ab+")
+
+
+def _opened(path: str | Path, mode: Literal["rb", "ab+"]) -> BinaryIO:
+    def at_once(name: str, flags: int) -> int:
+        handle = os.open(name, flags | getattr(os, "O_NONBLOCK", 0), 0o666)  # a pipe would wait for its other end
+        try:
+            check_regular(path, os.fstat(handle).st_mode)
+        except OSError:
+            os.close(handle)
+            raise
+        return handle
+
     try:
-        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-    except ValueError as error:
+        return open(path, mode, opener=at_once)
+    except ValueError as error:  # a NUL in the name
         raise OSError(errno.EINVAL, str(error), str(path)) from None
-    try:
-        check_regular(path, os.fstat(handle).st_mode)
-    except OSError:
-        os.close(handle)
-        raise
-    return os.fdopen(handle, "rb")
 
 
 def read_bytes(path: str | Path) -> bytes:

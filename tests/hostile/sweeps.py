@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,10 @@ from hypothesis import strategies as st
 from apportion.cli import main
 
 from .cases import Tally, fresh, isolated
+from .world import MODULE
 
 NUMBERS = st.one_of(
+    st.integers(1, 64),
     st.integers(-3, 130),
     st.sampled_from(
         [2**31, 2**63, 10**30, "nan", "inf", "-inf", "1e308", "-0", "0.5", "", "x", "1,2", "0x10", "²"]
@@ -25,6 +28,13 @@ WORDS = st.one_of(
     st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=12),
     st.sampled_from(["x" * 300, "\x1b[31m", "../..", "~nobody/x", "a/b/c", "-", "http://u:p@h/x", "/dev/null"]),
 )
+VALID = {
+    "--module": [MODULE], "--column": ["ease"], "--field": ["kind"], "--text-field": ["text"], "--log": [""],
+    "--direction": ["up", "down"], "--scorer": ["readability", "column"], "--target-field": ["ease"],
+    "--set": ["field=ease", "token_choice.clip=0.5"], "--device": ["cpu"], "--dtype": ["float16"],
+}  # fmt: skip
+"""Values that make sense, of options that others seldom hit upon."""
+
 DEVICES = st.sampled_from(["cpu", "cuda", "cuda:7", "meta", "xpu", "gpu", ""])
 
 
@@ -65,8 +75,9 @@ def commands(world: Path, out: Path) -> dict[str, tuple[list[Any], dict[str, st.
     }  # fmt: skip
 
 
-def judged(arguments: list[str]) -> str:
-    """``done`` or ``refused`` if the command ended as it should."""
+def judged(arguments: list[str], place: Path) -> str:
+    """``done`` or ``refused`` if the command ended as it should. Folders like ``..`` are small where it runs."""
+    os.chdir(place)
     with contextlib.redirect_stdout(io.StringIO()) as said, contextlib.redirect_stderr(io.StringIO()) as heard:
         try:
             status = main(arguments)
@@ -95,7 +106,8 @@ def _drawn(
 ) -> Tally:
     tally = Tally()
     some = st.lists(st.sampled_from(sorted(options)), min_size=1, max_size=3, unique=True)
-    pairs = some.flatmap(lambda chosen: st.tuples(*(st.tuples(st.just(o), options[o]) for o in chosen)))
+    values = {name: st.one_of(st.sampled_from(VALID.get(name, [1])), given) for name, given in options.items()}
+    pairs = some.flatmap(lambda chosen: st.tuples(*(st.tuples(st.just(name), values[name]) for name in chosen)))
 
     @seed(start)
     @settings(max_examples=most, database=None, deadline=None, suppress_health_check=list(HealthCheck))
@@ -104,7 +116,7 @@ def _drawn(
         arguments = [str(part) for part in [*fixed, *(part for pair in drawn for part in pair)]]
         if not until():
             fresh(out)
-            tally.add(" ".join(map(repr, arguments)), *isolated(lambda: judged(arguments)))
+            tally.add(" ".join(map(repr, arguments)), *isolated(lambda: judged(arguments, out)))
 
     one()
     return tally

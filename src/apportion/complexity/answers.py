@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..files import from_json, locked, sha256, storage
+from ..files import append_file, from_json, locked, sha256, storage
 
 FILE = "answers.jsonl"
 
@@ -54,7 +54,7 @@ def kept_answers(folder: Path | None) -> Iterator[Answers]:
     path = folder / FILE
     with locked(folder, "judging with the answers in"), contextlib.ExitStack() as stack:
         with storage(path):
-            file = stack.enter_context(path.open("ab+"))
+            file = stack.enter_context(append_file(path))
             file.seek(0)
             lines = file.read().split(b"\n")
             if lines[-1]:  # cut off by a kill: the next answer begins a line of its own

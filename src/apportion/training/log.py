@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidCheckpoint, MissingExtra, UnknownName, nearest
-from ..files import read_bytes, sha256, storage
+from ..files import append_file, sha256, storage
 
 
 class Sink(abc.ABC):
@@ -39,15 +39,18 @@ class JsonLines(Sink):
         self.path = path
         self._check = 0
         with storage(path):
-            path.touch()
-            if path.stat().st_size < keep_bytes:
-                raise InvalidCheckpoint(
-                    f"{path} is shorter than its checkpoint says ({path.stat().st_size} < {keep_bytes} bytes); "
-                    "restore the log or start in another folder"
-                )
-            os.truncate(path, keep_bytes)
-            self._check = check_log(path, read_bytes(path))
-            self._file = path.open("ab")
+            self._file = append_file(path)
+            size = os.fstat(self._file.fileno()).st_size
+            if size >= keep_bytes:
+                self._file.truncate(keep_bytes)
+                self._file.seek(0)
+                self._check = check_log(path, self._file.read())
+        if size < keep_bytes:
+            self.close()
+            raise InvalidCheckpoint(
+                f"{path} is shorter than its checkpoint says ({size} < {keep_bytes} bytes); restore the log or "
+                "start in another folder"
+            )
 
     def write(self, record: Mapping[str, Any]) -> None:
         line = json.dumps(_finite(record), allow_nan=False).encode()
