@@ -30,9 +30,13 @@ def order_fault(manifest: Manifest) -> tuple[ShardEntry, str] | None:
             return entry, f"it covers documents {entry.first_document} to {end} of {manifest.documents}"
     if not manifest.shards:
         return None
+    final = manifest.shards[-1]
     total = sum(entry.rows for entry in manifest.shards)
     if total != manifest.rows:
-        return manifest.shards[-1], f"up to it there are {total} rows and should be {manifest.rows}"
+        return final, f"up to it there are {total} rows and should be {manifest.rows}"
+    begun = None if manifest.last is None else manifest.last.cursor.document
+    if begun not in (None, final.first_document):
+        return final, f"it begins with document {final.first_document} and, the manifest says, with {begun}"
     return None
 
 

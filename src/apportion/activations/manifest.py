@@ -188,8 +188,6 @@ class Manifest(Config):
         if (said[0], sorted(said[1]), said[2]) != (told[0], sorted(told[1]), told[2]):
             raise ValueError(f"it names {said} and its settings {told}")
         _check_bounds(self.bounds, self.settings)
-        if self.last is not None:
-            _check_order(self.shards[:-1], self.last.cursor)
         return self
 
     def reopened(self, settings: CaptureSettings) -> Progress | None:

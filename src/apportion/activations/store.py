@@ -13,6 +13,7 @@ import torch
 from ..errors import CorruptStore, InvalidConfig, InvalidInput, StorageFailure
 from ..files import locked
 from ..progress import Shown, bar
+from .checks import order_fault
 from .contexts import Cutter, TextCutter, check_context, embedding_rows
 from .extract import extract_rows
 from .files import Folder
@@ -36,6 +37,7 @@ from .places import spelled
 from .plan import Plan
 from .precision import name_of
 from .records import LeftOut
+from .shards import damaged
 from .sites import find_site
 from .texts import Document, Documents
 from .weights import fingerprint_of
@@ -183,6 +185,8 @@ def _reopen(folder: Folder, settings: CaptureSettings, manifest: Manifest, weigh
     _same(folder, there, settings)
     _same_weights(folder, manifest, weights)
     _check_sizes(folder, manifest.shards)
+    if fault := order_fault(manifest):
+        raise damaged(folder, fault[0].file, fault[1])
     unfinished = manifest.reopened(settings)
     if unfinished is None:
         raise InvalidConfig(
