@@ -165,12 +165,12 @@ def load_checkpoint(path: Path, runs: dict[str, Run]) -> dict[str, Any]:
 
 
 class _Tally(BaseModel):
-    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
     spent: int = Field(ge=0)
     rows: int = Field(ge=0)
     tokens: int = Field(ge=0)
     seconds: float = Field(ge=0)
-    fvu: float
+    fvu: float | None
 
 
 class _RunState(BaseModel):
