@@ -207,3 +207,19 @@ def test_the_bench_measures(tiny, documents):
     assert found["rows"] == 1024 and 0 < found["ratio"] < 2
     assert found["rows_per_s_read"] > 0
     json.dumps(found)
+
+
+def test_shards_are_those_of_the_store_and_in_their_order(copy):
+    shards = json.loads((copy / MANIFEST).read_text())["shards"]
+    (copy.parent / "outside.safetensors").write_bytes((copy / shards[0]["file"]).read_bytes())
+    for change, words in (
+        (shards[::-1], "stands in the place of shard-00000"),
+        ([shards[0], *shards], "stands in the place of shard-00001"),
+        ([*shards[:1], *shards[2:]], "stands in the place of shard-00001"),
+        (shards[:-1], "there are .* rows and should be"),
+        ([{**shards[0], "file": "../outside.safetensors"}, *shards[1:]], "String should match pattern"),
+        ([], "at least 1 item"),
+    ):
+        edit_manifest(copy, shards=change)
+        with pytest.raises(CorruptStore, match=words):
+            StoreSource(copy)

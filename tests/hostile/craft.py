@@ -6,7 +6,9 @@ traceback or hang; changes that no reader can take for sense (``senseless``) mus
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import io
 import json
 import random
 from collections.abc import Callable, Iterator
@@ -38,7 +40,8 @@ Tensors = dict[str, Tensor]
 def crafted(world: Path, place: Path, n: int, first: int = 0) -> Iterator[tuple[str, str, Callable[[], str]]]:
     """``n`` crafted files, JSON and tensors in turn over every kind that can be sealed again."""
     references(world, world.parent / "reference")  # and all libraries are imported, once for all children
-    use(world, KINDS[0], world / KINDS[0].folder)
+    with contextlib.redirect_stdout(io.StringIO()):
+        use(world, KINDS[0], world / KINDS[0].folder)
     kinds = {kind.name: kind for kind in KINDS}
     writers = [(kinds[name], writer) for name, writer in WRITERS]
     for number in range(first, first + n):

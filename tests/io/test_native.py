@@ -223,3 +223,74 @@ def test_converting_the_model_around_it_changes_no_feature(
     ap.save(guest.sae, tmp_path / "again")
     same = (tmp_path / "again" / "sae.safetensors").read_bytes() == (tmp_path / "sae.safetensors").read_bytes()
     assert same
+
+
+def rewritten(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    """Other tensors under checksums that hold."""
+    tensors = load_file(folder / "sae.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "sae.safetensors")
+    edit(folder, sha256=sha256((folder / "sae.safetensors").read_bytes()))
+
+
+SENSELESS: dict[str, tuple[Callable[[dict[str, torch.Tensor]], object], str]] = {
+    "half NaN": (lambda t: t["W_enc"][:12].fill_(torch.nan), "'W_enc' holds a NaN"),
+    "an infinite bias": (lambda t: t["b_dec"].fill_(torch.inf), "'b_dec' is not finite"),
+    "a NaN threshold": (lambda t: t["allocator.theta"].fill_(torch.nan), r"'allocator\.theta' holds a NaN"),
+    "one that overrides": (
+        lambda t: t.update({"encoder.weight": torch.ones(96, 24)}),
+        "'encoder.weight' does not",
+    ),
+    "whole numbers": (
+        lambda t: t.update(W_enc=t["W_enc"].int(), W_dec=t["W_dec"].int()),
+        "a torch.int32 of shape",
+    ),
+    "another type": (lambda t: t.update(b_enc=t["b_enc"].double()), "'b_enc' is of type torch.float64"),
+    "none": (lambda t: t.pop("b_enc"), "'b_enc' is missing"),
+}
+
+
+@pytest.mark.parametrize("case", SENSELESS)
+def test_senseless_tensors_under_checksums_that_hold_are_refused(tmp_path: Path, case: str) -> None:
+    saved(tmp_path)
+    change, words = SENSELESS[case]
+    rewritten(tmp_path, change)
+    with pytest.raises(InvalidCheckpoint, match=words):
+        ap.load(tmp_path)
+
+
+def test_a_config_asks_for_no_memory_that_the_file_does_not_fill(tmp_path: Path) -> None:
+    saved(tmp_path)
+    config = json.loads((tmp_path / "sae.json").read_text())["config"]
+    edit(tmp_path, config=config | {"d_sae": 10**12})
+    with pytest.raises(InvalidCheckpoint, match="expected floats"):
+        ap.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        [],
+        3,
+        None,
+        {"source": []},
+        {"source": {"heldout": "x"}},
+        {"training": {"l0_train": []}},
+        {"calibration": 1},
+    ],
+    ids=str,
+)
+def test_metadata_that_no_command_can_read_are_refused(tmp_path: Path, metadata: object) -> None:
+    saved(tmp_path)
+    edit(tmp_path, metadata=metadata)
+    with pytest.raises(InvalidCheckpoint, match="its metadata"):
+        ap.load(tmp_path)
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
+    sae = saved(tmp_path)
+    before = (tmp_path / "sae.safetensors").read_bytes()
+    sae.W_dec.data[0, 0] = torch.nan
+    with pytest.raises(InvalidInput, match="'W_dec' is not finite"):
+        ap.save(sae, tmp_path)
+    assert (tmp_path / "sae.safetensors").read_bytes() == before

@@ -209,7 +209,7 @@ def test_damage_in_a_log_is_noticed_and_its_lines_are_plain_json(tmp_path: Path)
         whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :] for at in range(len(lines[0]), len(whole), 7)
     ]
     damaged += [b"".join(lines[:2] + lines[3:]), b"".join([*lines[:2], lines[3], lines[2], lines[4]])]
-    for data in damaged:
+    for data in (*damaged, b"1" * 99, b"[" * 5000, b"[]\n", b"{}\n"):
         path.write_bytes(data)
         with pytest.raises(InvalidCheckpoint, match=r"line \d, does not match its checksum"):
             JsonLines(path, len(data))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -34,10 +35,16 @@ def order_fault(manifest: Manifest) -> tuple[ShardEntry, str] | None:
     total = sum(entry.rows for entry in manifest.shards)
     if total != manifest.rows:
         return final, f"up to it there are {total} rows and should be {manifest.rows}"
-    begun = None if manifest.last is None else manifest.last.cursor.document
-    if begun not in (None, final.first_document):
-        return final, f"it begins with document {final.first_document} and, the manifest says, with {begun}"
+    if manifest.last is not None:
+        begun, end = manifest.last.cursor, final.first_document + (manifest.last.cursor.window > 0)
+        if begun.document != final.first_document or end != _end(manifest.shards[:-1]):
+            return final, f"it begins elsewhere than in document {begun.document}, window {begun.window}"
     return None
+
+
+def _end(shards: Sequence[ShardEntry]) -> int:
+    """The document after the last one that these shards touch."""
+    return shards[-1].first_document + shards[-1].documents if shards else 0
 
 
 def header_fault(manifest: Manifest, entry: ShardEntry, header: Header) -> str | None:

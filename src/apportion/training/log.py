@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidCheckpoint, MissingExtra, UnknownName, nearest
-from ..files import append_file, sha256, storage
+from ..files import append_file, from_json, sha256, storage
 
 
 @dataclass(frozen=True)
@@ -106,13 +106,21 @@ def check_log(path: Path, data: bytes) -> int:
     check = 0
     for number, line in enumerate(data.splitlines(), 1):
         if (found := _END.search(line)) is None:
-            if check:
+            if check or not _is_record(line):
                 raise InvalidCheckpoint(_damaged(path, number))
             continue
         check = zlib.crc32(line[: found.start()] + b"}", check)
         if found[1] != b"%08x" % check:
             raise InvalidCheckpoint(_damaged(path, number))
     return check
+
+
+def _is_record(line: bytes) -> bool:
+    try:
+        data = from_json(line)
+    except ValueError:
+        return False
+    return isinstance(data, dict) and "step" in data
 
 
 def _damaged(path: Path, number: int) -> str:
