@@ -34,8 +34,8 @@ class _Made(NamedTuple):
 class ShardWriter:
     """Takes shards in order and puts each on disk, then the progress that knows it.
 
-    The first shards are held back until there are ``MEDIAN_ROWS`` rows, or all that there are. Of these the median
-    norm is taken, so that every shard, the first one too, says which of its rows are outliers.
+    The first shards are held back until there are ``MEDIAN_ROWS`` rows, or all that there are. Of these the
+    median norm is taken, so that every shard, the first one too, says which of its rows are outliers.
 
     Args:
         done: what is on disk. A capture begun before there were bounds on norms goes on without.
