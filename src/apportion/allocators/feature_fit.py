@@ -83,7 +83,7 @@ class _Units(NamedTuple):
 
 @torch.no_grad()
 def fit(survey: Survey, density: Tensor, k: float) -> Fit:
-    """Thresholds [d_sae] that each feature's share ``density`` of tokens exceeds, times a factor that gives ``k``.
+    """Thresholds [d_sae] that each feature's share ``density`` of tokens exceeds, times one factor that gives k.
 
     With q firings a threshold between two of them is off by about half a firing, always to the same side on
     tokens that it was not fitted on, and by more where a document has most of them. So the factor is fitted on
