@@ -7,7 +7,7 @@ PEERS  := .venv-peers
 # Processes that `make test` uses.
 WORKERS ?= 2
 
-.PHONY: venv demo test browser lint test-slow peers bench quality parity speed clean
+.PHONY: venv demo test browser lint test-slow hostile peers bench quality parity speed clean
 
 venv: $(STAMP)
 
@@ -42,6 +42,10 @@ browser:
 # Minutes each: laws at full size, the demo as a user runs it.
 test-slow: venv
 	$(BIN)/python -m pytest -q -m slow
+
+# Files, processes and options broken on purpose, up to an hour; rewrites the counts in docs/reliability.md.
+hostile: venv
+	TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 $(BIN)/python -m tests.hostile --minutes 60 --write docs/reliability.md
 
 # Agreement with the field's own code, in an environment of its own.
 peers: $(PEERS)/.installed

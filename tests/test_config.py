@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from pydantic import ValidationError
+from pydantic import Field
 
 from apportion.allocators import AllocatorConfig, MutualChoiceConfig, TokenChoiceConfig
 from apportion.clock import END, Clock
+from apportion.config import Config
 from apportion.errors import InvalidConfig, UnknownName
 from apportion.recipes import find_recipe, recipe_names
 from apportion.sae import SAEConfig
@@ -35,7 +36,7 @@ def test_k_must_fit(k):
     for kind in recipe_names():
         with pytest.raises(InvalidConfig):
             find_recipe(kind).make(16, 64, k, 0)
-    with pytest.raises(ValidationError):
+    with pytest.raises(InvalidConfig):
         SAEConfig(d_in=16, d_sae=2, allocator=MutualChoiceConfig(k=3))
 
 
@@ -97,7 +98,7 @@ def test_schedules():
     assert Constant(value=3.0)(END) == 3.0
     line = Linear(start=10, end=0, begin=0.25, until=0.75)
     assert [line(Clock(s, 100)) for s in (0, 25, 50, 75, 100)] == [10, 10, 5, 0, 0]
-    with pytest.raises(ValidationError):
+    with pytest.raises(InvalidConfig):
         Linear(start=0, end=1, begin=0.5, until=0.5)
     lr = WarmupDecay(peak=2.0, warmup=0.1, decay=0.2)
     values = [lr(Clock(s, 100)) for s in range(100)]
@@ -111,3 +112,32 @@ def test_a_stream_holds_a_step():
     assert TrainConfig(n_tokens=5000, batch_size=1000).n_steps == 5
     with pytest.raises(InvalidConfig, match="less than one batch"):
         TrainConfig.parse({"n_tokens": 10, "batch_size": 11}, "x")
+
+
+def test_a_config_made_in_python_is_refused_in_our_words_and_with_the_nearest_key() -> None:
+    whole = find_recipe("token_choice").make(8, 32, 4, 0).model_dump(mode="json")
+    lr = whole["lr"]
+    for make, words in (
+        (lambda: TrainConfig(tokens=3), r"TrainConfig: unknown key 'tokens' .*nearest: 'n_tokens'"),
+        (lambda: TrainConfig(n_tokens=-1), r"TrainConfig: 'n_tokens' = -1: "),
+        (lambda: RunConfig(**{**whole, "lr": {**lr, "pek": 1}}), r"unknown key 'lr\.pek' .*nearest: 'peak'"),
+        (
+            lambda: RunConfig(**{**whole, "objectives": [{"kind": "aux_k", "row": 2}]}),
+            r"'objectives\.0\.row' .*'rows'",
+        ),
+    ):
+        with pytest.raises(InvalidConfig, match=words):
+            make()
+
+
+def test_a_value_that_may_be_a_secret_or_a_book_is_not_repeated() -> None:
+    class Guarded(Config):
+        address: int = Field(default=0, repr=False)
+        plain: int = 0
+
+    with pytest.raises(InvalidConfig, match=r"^Guarded: 'address': Input should be") as refused:
+        Guarded.parse({"address": "SECRET"}, "Guarded")
+    assert "SECRET" not in str(refused.value)
+    with pytest.raises(InvalidConfig) as refused:
+        Guarded(plain="x" * 10_000)
+    assert len(str(refused.value)) < 400

@@ -11,73 +11,45 @@ ap.compare(saes, source)                  # methods at equal measured L0, with i
 ap.calibrate(sae.prefix(n), source)       # the first n features, meeting k again
 """
 
-from importlib.metadata import version
+from __future__ import annotations
 
-from .activations import (
-    LiveSource,
-    Source,
-    StoreSource,
-    StreamedSource,
-    SyntheticConfig,
-    SyntheticSource,
-    TensorSource,
-)
-from .affinities import Affinities, Ordered, Pairs
-from .allocators import Allocation, Allocator, AllocatorConfig, code_at
-from .budgets import Budget, BudgetConfig
-from .calibrate import calibrate
-from .clock import END, Clock
-from .code import Code
-from .compare import compare
-from .errors import ApportionError
-from .evaluate import evaluate
-from .firing import Firing
-from .io import load_sae as load
-from .io import save_sae as save
-from .objectives import Objective, ObjectiveConfig
-from .recipes import find_recipe as recipe
-from .sae import SAE, SAEConfig
-from .trace import Dictionary, Trace
-from .training import RunConfig, TrainConfig, train, with_scores
+import sys
+from importlib import import_module
+from types import ModuleType
 
-__version__ = version("apportion")
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
-__all__ = [
-    "END",
-    "SAE",
-    "Affinities",
-    "Allocation",
-    "Allocator",
-    "AllocatorConfig",
-    "ApportionError",
-    "Budget",
-    "BudgetConfig",
-    "Clock",
-    "Code",
-    "Dictionary",
-    "Firing",
-    "LiveSource",
-    "Objective",
-    "ObjectiveConfig",
-    "Ordered",
-    "Pairs",
-    "RunConfig",
-    "SAEConfig",
-    "Source",
-    "StoreSource",
-    "StreamedSource",
-    "SyntheticConfig",
-    "SyntheticSource",
-    "TensorSource",
-    "Trace",
-    "TrainConfig",
-    "calibrate",
-    "code_at",
-    "compare",
-    "evaluate",
-    "load",
-    "recipe",
-    "save",
-    "train",
-    "with_scores",
-]
+    from ._public import *  # noqa: F403
+
+    __version__: str
+
+
+class _Package(ModuleType):
+    """This package. Its public names, which take seconds to import, are loaded when the first is asked for.
+
+    So ``import apportion`` does no work, and the command line can say a word about what happens meanwhile.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "__version__":
+            return import_module("importlib.metadata").version(__name__)
+        if name == "__all__" or not name.startswith("_"):
+            public = import_module("._public", __name__)
+            if name == "__all__" or name in getattr(public, "__all__", ()):  # not there while it is being loaded
+                return vars(self).setdefault(name, getattr(public, name))
+            if name in vars(self):  # a module that came with them
+                return vars(self)[name]
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *self.__all__})
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Some functions have the names of their modules, and Python puts a module here once it is loaded.
+        if not (isinstance(value, ModuleType) and name in ("calibrate", "compare", "evaluate")):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -18,11 +18,23 @@ from .errors import InvalidConfig, UnknownName, nearest
 
 _C = TypeVar("_C", bound="Config")
 
+_LONGEST = 200  # characters of a value that a message repeats
+
 
 class Config(BaseModel):
     """Base of every config. Equality is by value; ``digest()`` names it on disk."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    def __init__(self, /, **data: Any) -> None:
+        """Raises ``InvalidConfig`` with one line per fault."""
+        try:
+            super().__init__(**data)
+        except ValidationError as error:
+            raise InvalidConfig(f"{type(self).__name__}: {_faults(error, type(self), data)}") from None
+
+    # pydantic then validates configs within configs as if this were its own, and a fault keeps its whole path.
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
 
     def digest(self) -> str:
         """First 12 hex digits of the SHA-256 of the canonical JSON form."""
@@ -35,7 +47,7 @@ class Config(BaseModel):
         try:
             return cls.model_validate(data)
         except ValidationError as error:
-            raise InvalidConfig(f"{where}: {_faults(error, cls)}") from None
+            raise InvalidConfig(f"{where}: {_faults(error, cls, data)}") from None
 
     @classmethod
     def rewritten(cls, data: object) -> object:
@@ -53,22 +65,65 @@ def _place(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
-def _faults(error: ValidationError, cls: type[BaseModel]) -> str:
-    """The faults of a failed validation in words, with the nearest field for an unknown key."""
+def _faults(error: ValidationError, cls: type[BaseModel], data: object) -> str:
+    """The faults of a failed validation in words, with the nearest field for an unknown key.
+
+    What a field with ``repr=False`` holds is never repeated: it may be a secret.
+    """
     lines = []
-    for fault in error.errors():
-        path = ".".join(str(part) for part in fault["loc"])
+    for fault in error.errors(include_url=False):
+        loc = fault["loc"]
+        path = ".".join(str(part) for part in loc)
         message = fault["msg"].removeprefix("Value error, ")
+        first = cls.model_fields.get(str(loc[0])) if loc else None
         if fault["type"] == "extra_forbidden":
-            known = ", ".join(sorted(cls.model_fields)) if len(fault["loc"]) == 1 else "see its config"
-            lines.append(f"unknown key '{path}' (known keys: {known}); remove it or correct its name")
+            lines.append(f"unknown key '{path}' ({_known_keys(loc, cls, data)}); remove it or correct its name")
         elif fault["type"] == "missing":
             lines.append(f"'{path}' is missing; set it")
+        elif first is not None and not first.repr:
+            lines.append(f"'{path}': {message}")
         else:
             # A fault of the whole config says in its message which values it is about.
             whole = not path or (fault["type"] == "value_error" and isinstance(fault["input"], dict))
-            lines.append(message if whole else f"'{path}' = {fault['input']!r}: {message}")
+            lines.append(message if whole else f"'{path}' = {_short(fault['input'])}: {message}")
     return "; ".join(lines)
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
+
+
+def _known_keys(loc: tuple[int | str, ...], cls: type[BaseModel], data: object) -> str:
+    """The keys that could have stood where the last part of ``loc`` does, and the nearest of them."""
+    known: type[BaseModel] | None = cls
+    for part in loc[:-1]:
+        known, data = _inside(known, part, data)
+    if known is None:
+        return "see its config"
+    keys = known.model_fields
+    return f"known keys: {', '.join(sorted(keys))}; nearest: {nearest(str(loc[-1]), keys, 1)}"
+
+
+def _inside(cls: type[BaseModel] | None, part: int | str, data: object) -> tuple[type[BaseModel] | None, object]:
+    """The config class at ``part`` of one, as far as it can be told, and the data there."""
+    try:
+        data = data[part]  # type: ignore[index]
+    except (TypeError, LookupError):
+        data = None
+    if cls is not None and isinstance(part, str):  # a place in a list has the class of the list
+        field = cls.model_fields.get(part)
+        cls = None if field is None else _config_in(field.annotation)
+    if cls is not None and issubclass(cls, Kind) and isinstance(data, dict):
+        cls = cls.members.get(str(data.get("kind")), cls)
+    return cls, data
+
+
+def _config_in(annotation: Any) -> type[BaseModel] | None:
+    """The first config class that an annotation names."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(filter(None, map(_config_in, get_args(annotation))), None)
 
 
 class Kind(Config):

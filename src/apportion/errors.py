@@ -3,11 +3,30 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+
+_USER = re.compile(r"(?<=://)[^/\s]*@")
+_QUERY = re.compile(r"([?&;][^\s=&;]*(?:key|token|secret|passw|credential|auth|sig)[^\s=&;]*=)[^\s&;'\")]+", re.I)
+
+
+def without_secrets(text: str) -> str:
+    """``text`` with the passwords and keys that addresses in it carry as ``***``.
+
+    >>> without_secrets("http://user:secret@host/v1?api-key=secret&page=2")
+    'http://***@host/v1?api-key=***&page=2'
+    """
+    return _QUERY.sub(r"\1***", _USER.sub("***@", text))
 
 
 class ApportionError(Exception):
-    """Base of all errors raised on purpose; the command line prints its message and exits with status 2."""
+    """Base of all errors raised on purpose; the command line prints its message and exits with status 2.
+
+    A message repeats no password or key of an address that it names.
+    """
+
+    def __init__(self, *parts: object) -> None:
+        super().__init__(*(without_secrets(part) if isinstance(part, str) else part for part in parts))
 
 
 class InvalidConfig(ApportionError, ValueError):
@@ -51,7 +70,13 @@ class EndpointFailure(ApportionError, OSError):
 
 
 class ApportionWarning(UserWarning):
-    """Base of all warnings; the command line prints each as one line on standard error."""
+    """Base of all warnings; the command line prints each as one line on standard error.
+
+    None repeats a password or key of an address, as no error does.
+    """
+
+    def __init__(self, *parts: object) -> None:
+        super().__init__(*(without_secrets(part) if isinstance(part, str) else part for part in parts))
 
 
 class BudgetMissed(ApportionWarning):
@@ -60,6 +85,12 @@ class BudgetMissed(ApportionWarning):
 
 class RunSetAside(ApportionWarning):
     """A run of a training diverged and was set aside; the others went on to their end."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out: Python's, numpy's, or torch's, which on the CPU raises a plain RuntimeError."""
+    words = ("out of memory", "not enough memory", "allocate memory")
+    return isinstance(error, MemoryError) or any(part in str(error) for part in words)
 
 
 def nearest(name: str, known: Iterable[str], n: int = 3) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Iterable
 from typing import Any, Literal, TypeAlias
@@ -40,7 +41,9 @@ class _Lines:
 
     def write(self, text: str) -> None:
         if line := text.strip("\r\n "):
-            sys.stderr.write(line + "\n")
+            with contextlib.suppress(OSError, ValueError):  # nobody hears it where that is closed or full
+                sys.stderr.write(line + "\n")
 
     def flush(self) -> None:
-        sys.stderr.flush()
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.flush()

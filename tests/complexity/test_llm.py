@@ -320,6 +320,11 @@ def test_a_key_that_cannot_be_used_stops_before_any_request(
         ({"url": "http://host:99999999/v1"}, "url"),
         ({"url": f"https://user:{KEY}@host/v1"}, "an address holds no key"),
         ({"url": "https://host/v1?key=1"}, "an address holds no key"),
+        ({"url": f"https://host:{KEY}/v1"}, "the port a number"),
+        ({"url": f"https://[{KEY}/v1"}, "expected an address such as"),
+        ({"extra": {"api_key": KEY}}, "'api_key' is one for a secret"),
+        ({"extra": {"headers": [{"X-Api-Key": KEY}]}}, "'X-Api-Key' is one for a secret"),
+        ({"extra": KEY}, "'extra': Input should be"),
         ({"model": ""}, "model"),
         ({"rubric": {}}, r"'rubric' = .*at least 1 item"),
         ({"rubric": {"wit": {"weight": 0, "question": "?"}}}, "weight"),
@@ -331,8 +336,18 @@ def test_a_key_that_cannot_be_used_stops_before_any_request(
     ],
 )
 def test_settings_that_cannot_work(settings: dict[str, Any], words: str) -> None:
-    with pytest.raises(InvalidConfig, match=words):
+    with pytest.raises(InvalidConfig, match=words) as refused:
         judge("http://127.0.0.1:9/v1", **settings)
+    assert KEY not in str(refused.value)
+
+
+def test_the_key_itself_is_no_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JUDGE_KEY", KEY)
+    for settings in ({"extra": {"user": f"me {KEY}"}}, {"model": KEY}, {"url": f"http://127.0.0.1:9/{KEY}/v1"}):
+        with pytest.raises(EndpointFailure, match="holds the key itself") as refused:
+            judge("http://127.0.0.1:9/v1", key_env="JUDGE_KEY", **settings)
+        assert KEY not in str(refused.value)
+    judge("http://127.0.0.1:9/v1", key_env="JUDGE_KEY", extra={"max_tokens": 9, "prompt_cache_key": "texts"})
 
 
 def test_any_spelling_of_the_address() -> None:

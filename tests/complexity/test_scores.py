@@ -159,3 +159,22 @@ def test_ids_are_those_of_a_capture_of_the_same_data(tmp_path: Path) -> None:
     batch = next(iter(source.stream(64, 0)))
     assert batch.document is not None and batch.target is not None
     assert np.allclose(values[batch.document], batch.target)
+
+
+def test_a_score_that_was_changed_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "scores.jsonl"
+    rows = [Scored(str(i), None, "", i / 8) for i in range(4)]
+    save_scores(path, Header(scorer="column", direction=1), rows)
+    assert load_scores(path).rows == tuple(rows)
+    whole = path.read_text()
+    for old, new in (("0.125", "0.126"), ('"direction": 1', '"direction": -1'), ('{"id": "2"', '{"id": "7"')):
+        path.write_text(whole.replace(old, new))
+        with pytest.raises(InvalidInput, match="does not match its checksum"):
+            load_scores(path)
+    lines = whole.splitlines()
+    path.write_text("\n".join([lines[0], *lines[2:]]))
+    with pytest.raises(InvalidInput, match="does not match its checksum"):
+        load_scores(path)
+    head = {key: value for key, value in json.loads(lines[0]).items() if key != "checksum"}
+    path.write_text("\n".join([json.dumps(head), *lines[2:]]))
+    assert len(load_scores(path).rows) == 3

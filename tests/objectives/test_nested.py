@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from pydantic import ValidationError
 
 import apportion as ap
 from apportion.allocators import (
@@ -132,7 +131,7 @@ def test_the_default_prefixes_are_the_papers():
 
 @pytest.mark.parametrize("prefixes", [(0.5, 0.25), (0.5, 0.5), (8, 4), (4, 0.5), (0.0, 0.5), (-1,), (2.5,)])
 def test_prefixes_that_make_no_sense_are_refused(prefixes):
-    with pytest.raises(ValidationError, match=r"increase|neither a share"):
+    with pytest.raises(InvalidConfig, match=r"increase|neither a share"):
         NestedConfig(prefixes=prefixes)
 
 

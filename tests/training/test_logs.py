@@ -191,3 +191,25 @@ def test_flatten_names_nested_numbers_by_path() -> None:
         "b/c": 2.5,
         "b/d/e": 3.0,
     }
+
+
+def test_damage_in_a_log_is_noticed_and_its_lines_are_plain_json(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(b'{"step": 0, "fvu": 0.5}\n')  # of a version without checksums
+    log = JsonLines(path, path.stat().st_size)
+    for step in range(1, 5):
+        log.write({"step": step, "fvu": 0.25})
+    kept = log.position()
+    log.close()
+    JsonLines(path, kept).close()
+    whole = path.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    assert [json.loads(line)["step"] for line in lines] == list(range(5))
+    damaged = [
+        whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :] for at in range(len(lines[0]), len(whole), 7)
+    ]
+    damaged += [b"".join(lines[:2] + lines[3:]), b"".join([*lines[:2], lines[3], lines[2], lines[4]])]
+    for data in damaged:
+        path.write_bytes(data)
+        with pytest.raises(InvalidCheckpoint, match=r"line \d, does not match its checksum"):
+            JsonLines(path, len(data))

@@ -98,14 +98,14 @@ def import_plugin(path: Path = PLUGIN, name: str = "drop_choice_plugin") -> Any:
 
 
 def records(run: Path) -> list[dict[str, Any]]:
-    """The log of a run without its times; NaN and infinity are not JSON."""
+    """The log of a run without its times and the checksums over them; NaN and infinity are not JSON."""
 
     def refuse(constant: str) -> None:
         raise AssertionError(f"{constant} in {run / 'log.jsonl'}")
 
     lines = (run / "log.jsonl").read_text().splitlines()
     found = [json.loads(line, parse_constant=refuse) for line in lines]
-    return [{key: value for key, value in record.items() if key != "time"} for record in found]
+    return [{key: value for key, value in record.items() if key not in ("time", "check")} for record in found]
 
 
 def saved(run: Path) -> tuple[bytes, dict[str, Any]]:

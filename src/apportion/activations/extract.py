@@ -46,17 +46,17 @@ def extract_rows(
     are not those of the tokens.
     """
     counts = np.array([window.rows for window in windows], np.int64)
-    begins = torch.from_numpy(np.concatenate([[0], counts.cumsum()]))
+    begins = [0, *counts.cumsum().tolist()]
     rows: dict[str, Tensor] = {}
     loaded.check_mode()
     batches = forward_batches(windows, batch_size)
     if all(len(batch) == 1 for batch in batches):
         _check_states(loaded, modules, windows[0])
-    done = 0 if pieces is None else pieces.restore(rows, int(begins[-1]))
+    places = [torch.cat([torch.arange(begins[i], begins[i + 1]) for i in batch]) for batch in batches]
+    done = 0 if pieces is None else pieces.restore(rows, modules, places, dtype)
     seen(sum(windows[i].rows for batch in batches[:done] for i in batch))
-    for number, batch in enumerate(batches[done:], done + 1):
+    for number, (batch, place) in enumerate(zip(batches[done:], places[done:], strict=True), done + 1):
         inputs, keep = model_inputs([windows[i] for i in batch], loaded.device)
-        place = (begins[batch][:, None] + keep.cumsum(1) - 1)[keep]
         for path, hidden in capture(loaded.model, modules, inputs).items():
             if hidden.shape[:2] != keep.shape:
                 raise InvalidInput(
@@ -65,7 +65,7 @@ def extract_rows(
                 )
             kept = hidden[keep.to(hidden.device)]
             if path not in rows:
-                rows[path] = torch.empty(int(begins[-1]), kept.shape[1], dtype=dtype)
+                rows[path] = torch.empty(begins[-1], kept.shape[1], dtype=dtype)
             if kept.shape[1] != rows[path].shape[1]:
                 raise InvalidInput(
                     f"module {path!r} gives states of width {rows[path].shape[1]} and of width {kept.shape[1]}; "

@@ -13,6 +13,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from ..errors import InvalidInput, MissingExtra, StorageFailure
+from ..files import check_regular, open_file, replaceable
 
 _T = TypeVar("_T")
 
@@ -24,11 +25,17 @@ def resolve_url(path: str | Path) -> tuple[Any, str]:
     """
     try:
         fs, root = fsspec.core.url_to_fs(str(Path(path).expanduser()) if "://" not in str(path) else str(path))
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:  # the second for the home of someone who has none
         raise InvalidInput(f"cannot open {str(path)!r}: {error}; use a local path or an fsspec URL") from None
     except ImportError as error:
         raise MissingExtra(f"cannot open {str(path)!r}: {error}") from None
     return fs, str(root).rstrip("/") or "/"
+
+
+def check_file(fs: Any, path: str) -> None:
+    """Raises ``OSError`` for a pipe, a device or a folder on this machine: reading one may never end."""
+    if isinstance(fs, LocalFileSystem):
+        check_regular(path)
 
 
 class Folder:
@@ -67,11 +74,11 @@ class Folder:
 
     def read(self, name: str) -> bytes:
         """All of ``name``."""
-        return self._guarded(name, lambda path: bytes(self._fs.cat_file(path)))
+        return self._reading(name, lambda path: bytes(self._fs.cat_file(path)))
 
     def read_range(self, name: str, start: int, stop: int) -> bytes:
         """Bytes ``start`` to ``stop`` of ``name``."""
-        return self._guarded(name, lambda path: bytes(self._fs.cat_file(path, start=start, end=stop)))
+        return self._reading(name, lambda path: bytes(self._fs.cat_file(path, start=start, end=stop)))
 
     def read_ranges(self, name: str, starts: Sequence[int], stops: Sequence[int]) -> list[bytes]:
         """Several byte ranges of ``name``, fetched together where the file system can."""
@@ -79,7 +86,36 @@ class Folder:
         def fetch(path: str) -> list[bytes]:
             return list(self._fs.cat_ranges([path] * len(starts), list(starts), list(stops), on_error="raise"))
 
+        return self._reading(name, fetch)
+
+    def read_runs(self, name: str, starts: Sequence[int], stops: Sequence[int]) -> bytearray:
+        """Several byte ranges of ``name``, one after the other; short if the file ends before they do.
+
+        Not by a memory map: a file that is cut off while it is mapped ends the process without a word.
+        """
+        if self.local is None:
+            return bytearray().join(self.read_ranges(name, starts, stops))
+
+        def fetch(path: str) -> bytearray:
+            filled = 0
+            lengths = [stop - start for start, stop in zip(starts, stops, strict=True)]
+            with open_file(path) as file, memoryview(found := bytearray(sum(lengths))) as view:
+                for start, length in zip(starts, lengths, strict=True):
+                    while length and (got := os.preadv(file.fileno(), [view[filled : filled + length]], start)):
+                        filled, start, length = filled + got, start + got, length - got
+                    if length:
+                        break
+            del found[filled:]
+            return found
+
         return self._guarded(name, fetch)
+
+    def stamp(self, name: str) -> tuple[int, int] | None:
+        """What changes when ``name`` is written to, as far as a local file system tells."""
+        if self.local is None:
+            return None
+        found = self._guarded(name, os.stat)
+        return found.st_size, found.st_mtime_ns
 
     def stream(self, name: str, consume: Callable[[BinaryIO], _T]) -> _T:
         """What ``consume`` makes of the open file ``name``."""
@@ -88,7 +124,7 @@ class Folder:
             with self._fs.open(path, "rb") as file:
                 return consume(file)
 
-        return self._guarded(name, run)
+        return self._reading(name, run)
 
     def remove(self, name: str) -> None:
         """Delete ``name``; nothing happens if it is not there."""
@@ -108,33 +144,51 @@ class Folder:
                 self.remove(name)
 
     def write(self, name: str, fill: Callable[[BinaryIO], _T]) -> _T:
-        """Let ``fill`` write the file ``name``, which appears whole or not at all, and return its result."""
-        temporary = f".{name}.tmp"
+        """Let ``fill`` write the file ``name``, which appears whole or not at all, and return its result.
+
+        A link stays, and the file that it points to is replaced; a device or a pipe of that name is refused.
+        """
+        final = temporary = ""
         try:
-            with self._fs.open(self.path(temporary), "wb") as file:
+            final = self.path(name) if self.local is None else str(replaceable(self.local / name))
+            folder, _, last = final.rpartition("/")
+            temporary = f"{folder}/.{last}.tmp"
+            if self.local is not None:
+                Path(temporary).unlink(missing_ok=True)  # it may be a link, which opening would follow
+            with self._fs.open(temporary, "wb") as file:
                 result = fill(file)
                 file.flush()
                 if self.local is not None:
                     os.fsync(file.fileno())
-            self._publish(temporary, name)
+            self._publish(temporary, final)
         except BaseException as error:
-            with contextlib.suppress(StorageFailure):
-                self.remove(temporary)
+            if temporary:
+                with contextlib.suppress(OSError):
+                    self._fs.rm_file(temporary)
             if isinstance(error, OSError) and not isinstance(error, StorageFailure):
                 raise _failure("write", self.path(name), error) from None
             raise
         return result
 
-    def _publish(self, temporary: str, name: str) -> None:
+    def _publish(self, temporary: str, final: str) -> None:
         if self.local is None:
-            self._fs.mv(self.path(temporary), self.path(name))
+            self._fs.mv(temporary, final)
             return
-        (self.local / temporary).replace(self.local / name)
-        descriptor = os.open(self.local, os.O_RDONLY)
+        Path(temporary).replace(final)
+        descriptor = os.open(Path(final).parent, os.O_RDONLY)
         try:
             os.fsync(descriptor)  # the rename itself survives a power cut only once the folder is flushed
         finally:
             os.close(descriptor)
+
+    def _reading(self, name: str, action: Callable[[str], _T]) -> _T:
+        """``action`` on the file ``name``; what is no file is refused, for reading it may never end."""
+
+        def guarded(path: str) -> _T:
+            check_file(self._fs, path)
+            return action(path)
+
+        return self._guarded(name, guarded)
 
     def _guarded(self, name: str, action: Callable[[str], _T]) -> _T:
         path = self.path(name)

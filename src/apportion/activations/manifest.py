@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, JsonValue
+from pydantic import Field, JsonValue, model_validator
 
 from ..config import Config
 from ..errors import CorruptStore, InvalidConfig, InvalidInput, StorageFailure
-from ..files import seal
+from ..files import from_json, seal
 from .files import Folder
 from .frame import Bos
 
@@ -45,7 +46,7 @@ class CaptureSettings(Config):
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     shard_rows: int = Field(default=65_536, ge=1)
     max_rows: int | None = Field(default=None, ge=1)
-    outliers: float | None = None
+    outliers: float | None = Field(default=None, gt=1, allow_inf_nan=False)
     skip_first: int = Field(default=0, ge=0)
     bos: Bos = "auto"
     inputs: Literal["text", "tensors"] = "text"
@@ -64,20 +65,20 @@ class ShardEntry(Config):
         documents: number of documents that it covers; the last may go on in the next shard.
     """
 
-    file: str
+    file: str = Field(pattern=r"^shard-\d{5,}\.safetensors$")
     rows: int
-    bytes: int
-    sha256: str
+    bytes: int = Field(ge=8)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     first_document: int
     documents: int
-    contexts: int
+    contexts: int = Field(ge=1)
 
 
 class Cursor(Config):
     """Where the next shard begins: a document and one of its windows."""
 
-    document: int = 0
-    window: int = 0
+    document: int = Field(default=0, ge=0)
+    window: int = Field(default=0, ge=0)
 
 
 class Place(Config):
@@ -87,6 +88,31 @@ class Place(Config):
     fingerprint: str = ""
 
 
+Bounds = dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]]
+"""Norm above which a row is an outlier, by module."""
+
+
+def _check_bounds(bounds: Bounds | None, settings: CaptureSettings) -> None:
+    """Raises ``ValueError`` for bounds that these settings do not ask for."""
+    if bounds is not None and (settings.outliers is None or not bounds.keys() <= {*settings.modules}):
+        raise ValueError(
+            f"it has bounds on norms of {', '.join(bounds)}, and its settings ask for outliers = "
+            f"{settings.outliers} of {', '.join(settings.modules)}"
+        )
+
+
+def _check_order(shards: Sequence[ShardEntry], cursor: Cursor) -> None:
+    """Raises ``ValueError`` unless ``shards`` follow one another up to where ``cursor`` is."""
+    end = 0
+    for place, shard in enumerate(shards):
+        begun = shard.first_document - end
+        if shard.file != f"shard-{place:05d}.safetensors" or not (begun == 0 or (place and begun == -1)):
+            raise ValueError(f"{shard.file} is not shard {place} of the store")
+        end = shard.first_document + shard.documents
+    if cursor.document != end - (cursor.window > 0):
+        raise ValueError(f"the next shard begins with document {cursor.document} and those before end at {end}")
+
+
 class Progress(Config):
     """What an unfinished capture has on disk.
 
@@ -94,8 +120,7 @@ class Progress(Config):
         widths: width of each module's activations.
         targets: whether the documents carry a target.
         fingerprint: of the documents that the shards were made from.
-        bounds: norm above which a row is an outlier, by module; None until it is known. A module without one has
-            no outliers.
+        bounds: None until they are known. A module without one has no outliers.
         weights: fingerprint of the model's weights; empty in a capture of before there was one.
         last: where the last of the shards begins; None in a capture of before this was kept.
     """
@@ -103,12 +128,12 @@ class Progress(Config):
     format: Literal["apportion-store"] = FORMAT
     version: int = VERSION
     settings: CaptureSettings
-    widths: dict[str, int] = Field(default_factory=dict)
+    widths: dict[str, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
     targets: bool = False
     shards: tuple[ShardEntry, ...] = ()
     cursor: Cursor = Cursor()
     fingerprint: str = ""
-    bounds: dict[str, float] | None = None
+    bounds: Bounds | None = None
     weights: str = ""
     last: Place | None = None
 
@@ -116,6 +141,14 @@ class Progress(Config):
     def rows(self) -> int:
         """Rows on disk."""
         return sum(shard.rows for shard in self.shards)
+
+    @model_validator(mode="after")
+    def _goes_on(self) -> Self:
+        _check_bounds(self.bounds, self.settings)
+        _check_order(self.shards, self.cursor)
+        if self.last is not None:
+            _check_order(self.shards[:-1], self.last.cursor)
+        return self
 
 
 class Manifest(Config):
@@ -135,18 +168,29 @@ class Manifest(Config):
     format: Literal["apportion-store"] = FORMAT
     version: int = VERSION
     model: str
-    modules: dict[str, int]
+    modules: dict[str, Annotated[int, Field(ge=1)]] = Field(min_length=1)
     dtype: Literal["float32", "float16", "bfloat16"]
-    rows: int
-    documents: int
+    rows: int = Field(ge=1)
+    documents: int = Field(ge=1)
     fingerprint: str
     weights: str = ""
     targets: bool
-    left_out: dict[str, int] = Field(default_factory=dict)
+    left_out: dict[str, Annotated[int, Field(ge=0)]] = Field(default_factory=dict)
     settings: CaptureSettings
-    shards: tuple[ShardEntry, ...]
-    bounds: dict[str, float] | None = None
+    shards: tuple[ShardEntry, ...] = Field(min_length=1)
+    bounds: Bounds | None = None
     last: Place | None = None
+
+    @model_validator(mode="after")
+    def _one_capture(self) -> Self:
+        said = (self.model, tuple(self.modules), self.dtype)
+        told = (self.settings.model, self.settings.modules, self.settings.dtype)
+        if (said[0], sorted(said[1]), said[2]) != (told[0], sorted(told[1]), told[2]):
+            raise ValueError(f"it names {said} and its settings {told}")
+        _check_bounds(self.bounds, self.settings)
+        if self.last is not None:
+            _check_order(self.shards[:-1], self.last.cursor)
+        return self
 
     def reopened(self, settings: CaptureSettings) -> Progress | None:
         """The capture as it was before its last shard, which more rows change; None where that is not known."""
@@ -203,8 +247,8 @@ def write_json(folder: Folder, name: str, config: Config) -> None:
 def read_sealed(folder: Folder, name: str) -> Any:
     """What the file ``name`` says, once it is known to be undamaged."""
     try:
-        data = json.loads(folder.read(name))
-    except (ValueError, RecursionError) as error:
+        data = from_json(folder.read(name))
+    except ValueError as error:
         raise CorruptStore(f"{folder.path(name)} is not JSON ({error}); restore it from a copy") from None
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise CorruptStore(f"{folder.path(name)} does not describe an activation store; give another folder")

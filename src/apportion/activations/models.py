@@ -13,6 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from ..device import usable_device
 from ..errors import ApportionError, InvalidConfig, InvalidInput, MissingExtra, UnknownName
 from .capture import first_line, run
 from .places import Place, locate, model_note, nearest_models
@@ -75,15 +76,9 @@ class LoadedModel:
                 f"the model {self.name!r} is spread over devices by the map {self.device_map!r} and cannot move "
                 f"to {str(device)!r}; leave one of the two out"
             )
-        try:
-            torch.zeros(1, device=device)
-        except (RuntimeError, AssertionError, NotImplementedError) as error:
-            raise InvalidConfig(
-                f"device {str(device)!r} cannot be used ({first_line(error)}); choose one of this machine, "
-                "such as cpu or cuda"
-            ) from None
-        check_dtype(self.dtype, torch.device(device))
-        return replace(self, model=self.model.to(device))
+        place = usable_device(device)
+        check_dtype(self.dtype, place)
+        return replace(self, model=self.model.to(place))
 
     def check_mode(self) -> None:
         """Refuse a model in training mode, of which any part may be. Raises ``InvalidInput``."""

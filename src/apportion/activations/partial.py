@@ -8,7 +8,7 @@ killed when, so the shard ends with the same bytes.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -39,7 +39,7 @@ class Piece(Config):
     """
 
     file: str = Field(pattern=r"^partial-\d+-\d+\.safetensors$")
-    sha256: str
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     batches: int = Field(ge=1)
 
 
@@ -53,7 +53,7 @@ class Partial(Config):
 
     format: Literal["apportion-store"] = FORMAT
     version: int = 1
-    shard: int
+    shard: int = Field(ge=0)
     key: str
     pieces: tuple[Piece, ...] = ()
 
@@ -73,21 +73,30 @@ class Pieces:
         self._places: list[Tensor] = []
         self._at = time.monotonic()
 
-    def restore(self, rows: dict[str, Tensor], n: int) -> int:
-        """Fill ``rows``, [n, width] by module, with what an earlier process made; how many batches that is."""
+    def restore(
+        self, rows: dict[str, Tensor], modules: Sequence[str], places: Sequence[Tensor], dtype: torch.dtype
+    ) -> int:
+        """Fill ``rows``, [n, width] by module, with what an earlier process made; how many batches that is.
+
+        Args:
+            places: of each batch of the shard, the rows that it gives.
+            dtype: of the rows.
+        """
         found = read_partial(self._folder)
         if found is None or (found.shard, found.key) != (self._known.shard, self._known.key):
             return 0
+        n, done = sum(map(len, places)), 0
         for piece in found.pieces:
-            tensors = self._read(piece)
-            if tensors is None:  # damaged: it is made again, with all that comes after it
-                break
-            place = tensors.pop("place")
-            for name, own in tensors.items():
-                path = name.removeprefix(_ROWS)
-                rows.setdefault(path, torch.empty(n, own.shape[1], dtype=own.dtype))[place] = own
+            own = self._read(piece)
+            place = torch.cat([torch.zeros(0, dtype=torch.int64), *places[done : piece.batches]])
+            if piece.batches > len(places) or not _fits(own, modules, place, dtype, rows):
+                break  # damaged: it is made again, with all that comes after it
+            for path in modules:
+                kept = own[f"{_ROWS}{path}"]
+                rows.setdefault(path, torch.empty(n, kept.shape[1], dtype=dtype))[place] = kept
+            done = piece.batches
             self._known = self._known.model_copy(update={"pieces": (*self._known.pieces, piece)})
-        return self._known.pieces[-1].batches if self._known.pieces else 0
+        return done
 
     def add(self, batches: int, place: Tensor, rows: dict[str, Tensor]) -> None:
         """Take in that ``batches`` are done, the last of which gave the rows ``place`` of ``rows``."""
@@ -112,14 +121,36 @@ class Pieces:
             for piece in self._known.pieces:
                 self._folder.remove(piece.file)
 
-    def _read(self, piece: Piece) -> dict[str, Tensor] | None:
+    def _read(self, piece: Piece) -> dict[str, Tensor]:
+        """What is in a piece; nothing if it is not as it was written."""
         if not self._folder.exists(piece.file):
-            return None
+            return {}
         data = self._folder.read(piece.file)
         try:
-            return load(data) if sha256(data) == piece.sha256 else None
+            return load(data) if sha256(data) == piece.sha256 else {}
         except SafetensorError:
-            return None
+            return {}
+
+
+def _fits(
+    own: Mapping[str, Tensor],
+    modules: Sequence[str],
+    place: Tensor,
+    dtype: torch.dtype,
+    rows: Mapping[str, Tensor],
+) -> bool:
+    """Whether the tensors of a piece are the rows ``place`` of these modules, as wide as those in ``rows``."""
+    if own.keys() != {"place", *(f"{_ROWS}{path}" for path in modules)} or len(place) == 0:
+        return False
+    if own["place"].dtype != place.dtype or not torch.equal(own["place"], place):
+        return False
+    for path in modules:
+        kept = own[f"{_ROWS}{path}"]
+        if kept.dtype != dtype or kept.ndim != 2 or len(kept) != len(place):
+            return False
+        if path in rows and rows[path].shape[1] != kept.shape[1]:
+            return False
+    return True
 
 
 def read_partial(folder: Folder) -> Partial | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,56 +11,55 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..errors import NonFiniteActivations, UnknownName, nearest
+from ..errors import CorruptStore, NonFiniteActivations, UnknownName, nearest
+from ..files import from_json
+from .checks import CONTEXTS, columns_fault, header_fault, order_fault, rows_fault
 from .contexts import Window
 from .files import Folder
 from .manifest import ShardEntry, read_manifest
-from .shards import CARRIERS, Header, as_tensor, damaged, read_header
+from .shards import CARRIERS, Entry, Header, as_tensor, damaged, read_header
 from .source import Batch
 from .splits import Ints
 
 _CHUNK_BYTES = 1 << 20
+_GAP_BYTES = 4096
 
 
 class ShardReader:
-    """One shard: rows of its tensors, from a memory map or by range reads, opened when first used."""
+    """One shard: rows of its tensors, by reads of byte ranges."""
 
     def __init__(self, folder: Folder, entry: ShardEntry) -> None:
         self.entry = entry
         self._folder = folder
         self._header: Header | None = None
-        self._map: NDArray[np.uint8] | None = None
+        self._stamp: tuple[int, int] | None = None
 
     def verify(self, hashed: bool) -> None:
         """Compare size, and if ``hashed`` the SHA-256, with the manifest. Raises ``CorruptStore``."""
         size, entry = self._folder.size(self.entry.file), self.entry
         if size < 0:
-            raise damaged(self._folder, entry.file, "it is missing")
+            raise self.damaged("it is missing")
         if size != entry.bytes:
-            raise damaged(self._folder, entry.file, f"it has {size} bytes and should have {entry.bytes}")
-        if hashed and self._folder.stream(entry.file, _sha256) != entry.sha256:
-            raise damaged(self._folder, entry.file, "its SHA-256 is not the one in the manifest")
+            raise self.damaged(f"it has {size} bytes and should have {entry.bytes}")
+        if not hashed:
+            self._stamp = self._folder.stamp(entry.file)
+        elif self._folder.stream(entry.file, _sha256) != entry.sha256:
+            raise self.damaged("its SHA-256 is not the one in the manifest")
+
+    def damaged(self, fault: str) -> CorruptStore:
+        """The error for this shard."""
+        return damaged(self._folder, self.entry.file, fault)
+
+    def refuse(self, fault: str | None) -> None:
+        """Raises ``CorruptStore`` if there is a fault."""
+        if fault is not None:
+            raise self.damaged(fault)
 
     def header(self) -> Header:
         """Its tensors and metadata."""
         if self._header is None:
             self._header = read_header(self._folder, self.entry.file, self.entry.bytes)
         return self._header
-
-    def check_shapes(self, module: str, width: int) -> None:
-        """Compare the shapes of its tensors with the manifest. Raises ``CorruptStore``."""
-        entry = self.entry
-        expected: dict[str, tuple[int, ...]] = {
-            f"activations/{module}": (entry.rows, width),
-            "document": (entry.rows,),
-            "position": (entry.rows,),
-            "document_rows": (entry.documents,),
-        }
-        for name, shape in expected.items():
-            found = self._tensor(name).shape
-            if found != shape:
-                fault = f"its tensor {name!r} has shape {found} and should have {shape}"
-                raise damaged(self._folder, entry.file, fault)
 
     def documents(self) -> list[str]:
         """The ids of the documents that it covers."""
@@ -73,46 +71,59 @@ class ShardReader:
         return self._of_documents("digests") if known else [""] * self.entry.documents
 
     def _of_documents(self, name: str) -> list[str]:
-        """What the metadata say of each document under ``name``."""
-        found = json.loads(self.header().metadata.get(name, "[]"))
+        """What the metadata say of each document under ``name``. Raises ``CorruptStore`` for no texts."""
+        try:
+            found = from_json(self.header().metadata.get(name, "[]"))
+        except ValueError as error:
+            raise self.damaged(f"its {name} are not JSON ({error})") from None
+        if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
+            raise self.damaged(f"its {name} are no list of texts")
         if len(found) != self.entry.documents:
-            fault = f"it names {len(found)} {name} and should name {self.entry.documents}"
-            raise damaged(self._folder, self.entry.file, fault)
-        return [str(one) for one in found]
+            raise self.damaged(f"it names {len(found)} {name} and should name {self.entry.documents}")
+        return found
 
     def whole(self, name: str) -> NDArray[Any]:
         """All of the tensor ``name``, in its carrier type."""
         entry = self._tensor(name)
-        stop = entry.begin + entry.row_bytes * entry.shape[0]
-        raw = self._folder.read_range(self.entry.file, entry.begin, stop)
-        return np.frombuffer(raw, CARRIERS[entry.dtype]).reshape(entry.shape)
+        return self._read(entry, [entry.begin], [entry.begin + entry.nbytes]).reshape(entry.shape)
+
+    def copy(self, name: str, rows: Ints, column: Tensor, places: Tensor) -> None:
+        """Put ``rows``, which ascend, of the tensor ``name`` at ``places`` of ``column``, each [len(rows)]."""
+        # Small pieces stay in the processor's cache from the read to the place that they go to.
+        size = max(1, _CHUNK_BYTES // max(1, self._tensor(name).row_bytes))
+        for begin in range(0, len(rows), size):
+            own = slice(begin, begin + size)
+            column[places[own]] = self.rows(name, rows[own]).to(column.dtype)
 
     def rows(self, name: str, rows: Ints) -> Tensor:
         """[len(rows), ...] of the tensor ``name``, in its own dtype; ``rows`` ascend."""
         entry = self._tensor(name)
-        if self._folder.local is None:
-            return as_tensor(self._fetch(name, rows), entry.dtype)
-        if self._map is None:
-            self._map = np.memmap(self._folder.local / self.entry.file, np.uint8, "r")
-        stop = entry.begin + entry.row_bytes * entry.shape[0]
-        mapped = self._map[entry.begin : stop].view(CARRIERS[entry.dtype]).reshape(entry.shape)
-        return as_tensor(np.take(mapped, rows, axis=0), entry.dtype)
-
-    def _tensor(self, name: str) -> Any:
-        entries = self.header().entries
-        if name not in entries:
-            raise damaged(self._folder, self.entry.file, f"it lacks the tensor {name!r}")
-        return entries[name]
-
-    def _fetch(self, name: str, rows: Ints) -> NDArray[Any]:
-        """The rows by range reads, one for every run of consecutive rows."""
-        entry = self._tensor(name)
-        cuts = np.flatnonzero(np.diff(rows) != 1) + 1
+        # What lies in a small gap is read too: that takes less time than to begin another read.
+        cuts = np.flatnonzero((np.diff(rows) - 1) * entry.row_bytes > _GAP_BYTES) + 1
         heads, lasts = rows[np.append(0, cuts)], rows[np.append(cuts - 1, len(rows) - 1)]
         starts = (entry.begin + heads * entry.row_bytes).tolist()
         stops = (entry.begin + (lasts + 1) * entry.row_bytes).tolist()
-        raw = bytearray().join(self._folder.read_ranges(self.entry.file, starts, stops))
-        return np.frombuffer(raw, CARRIERS[entry.dtype]).reshape(-1, *entry.shape[1:])
+        found = self._read(entry, starts, stops).reshape(-1, *entry.shape[1:])
+        if len(found) != len(rows):
+            lengths = lasts + 1 - heads
+            before = np.repeat(heads - (lengths.cumsum() - lengths), np.diff([0, *cuts, len(rows)]))
+            found = np.take(found, rows - before, axis=0)
+        return as_tensor(found, entry.dtype)
+
+    def _tensor(self, name: str) -> Entry:
+        entries = self.header().entries
+        if name not in entries:
+            raise self.damaged(f"it lacks the tensor {name!r}")
+        return entries[name]
+
+    def _read(self, entry: Entry, starts: list[int], stops: list[int]) -> NDArray[Any]:
+        """Bytes of one tensor as numbers. Raises ``CorruptStore`` if the file is no longer what was opened."""
+        if self._stamp != self._folder.stamp(self.entry.file):
+            raise self.damaged("it was changed while it was being read")
+        raw = self._folder.read_runs(self.entry.file, starts, stops)
+        if len(raw) != sum(stops) - sum(starts):
+            raise self.damaged("it was cut off while it was being read")
+        return np.frombuffer(raw, CARRIERS[entry.dtype])
 
 
 class StoreReader:
@@ -134,9 +145,13 @@ class StoreReader:
             for shard in self._shards:
                 shard.verify(hashed)
         for shard in self._shards:
-            shard.check_shapes(self.module, self.d_in)
+            shard.refuse(header_fault(self.manifest, shard.entry, shard.header()))
+        if fault := order_fault(self.manifest):
+            raise damaged(folder, fault[0].file, fault[1])
         self._offsets = np.cumsum([0, *(shard.entry.rows for shard in self._shards)])
         self.documents, self.digests, self.begins, self.counts = self._read_documents()
+        if verify:
+            self._check_columns()
 
     @property
     def d_in(self) -> int:
@@ -160,7 +175,7 @@ class StoreReader:
             if start < stop:
                 places = torch.from_numpy(order[start:stop])
                 for name, column in columns.items():
-                    column[places] = shard.rows(name, ascending[start:stop] - first).to(column.dtype)
+                    shard.copy(name, ascending[start:stop] - first, column, places)
         self._check_finite(x, rows)
         return Batch(x, document, position, target)
 
@@ -196,8 +211,7 @@ class StoreReader:
         for shard, first in zip(self._shards, self._offsets, strict=False):
             if first >= end:
                 return
-            names = ("context_ids", "context_keep", "context_offsets", "context_document", "context_start")
-            ids, keep, offsets, documents, starts = (shard.whole(name) for name in names)
+            ids, keep, offsets, documents, starts = (shard.whole(name) for name in CONTEXTS)
             for at in np.flatnonzero(chosen[documents]):
                 own, document, start = slice(offsets[at], offsets[at + 1]), documents[at], starts[at]
                 row = int(self.begins[document] + start)
@@ -225,13 +239,20 @@ class StoreReader:
         counts = np.zeros(self.manifest.documents, np.int64)
         for shard in self._shards:
             first, own = shard.entry.first_document, shard.documents()
-            if not 0 <= first <= len(ids) - len(own):
-                fault = f"it covers documents {first} to {first + len(own)} of {len(ids)}"
-                raise damaged(self._folder, shard.entry.file, fault)
+            rows = shard.whole("document_rows")
+            shard.refuse(rows_fault(shard.entry, rows))
             ids[first : first + len(own)] = own
             digests[first : first + len(own)] = shard.digests()
-            counts[first : first + len(own)] += shard.whole("document_rows")
+            counts[first : first + len(own)] += rows
         return ids, digests, np.concatenate([[0], counts.cumsum()[:-1]]).astype(np.int64), counts
+
+    def _check_columns(self) -> None:
+        """Raises ``CorruptStore`` for a shard whose rows, documents and contexts do not belong together."""
+        names = ["document", "position", "document_rows", *(["target"] if self.manifest.targets else [])]
+        names += CONTEXTS if self.manifest.settings.inputs == "text" else ()
+        for shard, first in zip(self._shards, self._offsets.tolist(), strict=False):
+            columns = {name: shard.whole(name) for name in names}
+            shard.refuse(columns_fault(shard.entry, first, self.begins, columns))
 
     def _check_finite(self, x: Tensor, rows: Ints) -> None:
         # A sum is finite only if every term is; the exact search is left for when it is not.

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import InvalidInput
+from ..errors import InvalidInput, without_secrets
 from .contexts import Contexts, batch_windows
 from .files import Folder
 from .frame import cut_otherwise
@@ -175,7 +175,7 @@ class StoreSource(SplitSource):
             | weights
             | {
                 "kind": "store",
-                "path": self._path,
+                "path": without_secrets(self._path),
                 "model": self.manifest.model,
                 "module": self.module,
                 "d_in": self.d_in,

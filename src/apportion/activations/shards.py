@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CorruptStore
+from ..files import from_json
 from .files import Folder
 
 _NAMES = {
@@ -43,7 +45,12 @@ class Entry:
     @property
     def row_bytes(self) -> int:
         """Bytes of one index of the first dimension."""
-        return int(np.dtype(CARRIERS[self.dtype]).itemsize * np.prod(self.shape[1:], dtype=np.int64))
+        return int(np.dtype(CARRIERS[self.dtype]).itemsize) * math.prod(self.shape[1:])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all of it."""
+        return self.row_bytes * self.shape[0]
 
 
 @dataclass(frozen=True)
@@ -89,20 +96,36 @@ def read_header(folder: Folder, name: str, size: int) -> Header:
     try:
         if not 2 <= length <= size - 8:
             raise ValueError(f"its header would have {length} bytes")
-        raw = json.loads(folder.read_range(name, 8, 8 + length))
+        raw = from_json(folder.read_range(name, 8, 8 + length))
         metadata = raw.pop("__metadata__", {})
+        if not all(isinstance(text, str) for pair in metadata.items() for text in pair):
+            raise ValueError("its metadata are no texts")
         entries = {key: _entry(value, 8 + length, size) for key, value in raw.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        _check_layout(entries.values(), 8 + length, size)
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise damaged(folder, name, f"it has no readable header ({error})") from None
     return Header(entries, metadata)
 
 
 def _entry(value: dict[str, Any], data: int, size: int) -> Entry:
     begin, end = value["data_offsets"]
-    entry = Entry(value["dtype"], tuple(value["shape"]), data + begin)
-    if data + end > size or entry.row_bytes * entry.shape[0] != end - begin:
+    shape = tuple(value["shape"])
+    if not shape or any(type(number) is not int or number < 0 for number in (*shape, begin, end)):
+        raise ValueError("a tensor has no shape or no place")
+    entry = Entry(value["dtype"], shape, data + begin)
+    if data + end > size or np.dtype(CARRIERS[entry.dtype]).itemsize * math.prod(shape) != end - begin:
         raise ValueError("a tensor lies outside the file")
     return entry
+
+
+def _check_layout(entries: Iterable[Entry], begin: int, end: int) -> None:
+    """Raises ``ValueError`` unless the tensors fill the file from ``begin`` to ``end``, none over another."""
+    for entry in sorted(entries, key=lambda one: (one.begin, one.nbytes)):
+        if entry.begin != begin:
+            raise ValueError("its tensors overlap or leave gaps")
+        begin += entry.nbytes
+    if begin != end:
+        raise ValueError("its tensors do not fill it")
 
 
 def damaged(folder: Folder, name: str, fault: str) -> CorruptStore:

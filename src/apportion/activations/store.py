@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..errors import CorruptStore, InvalidConfig, InvalidInput
+from ..errors import CorruptStore, InvalidConfig, InvalidInput, StorageFailure
 from ..files import locked
 from ..progress import Shown, bar
 from .contexts import Cutter, TextCutter, check_context, embedding_rows
@@ -212,8 +212,10 @@ def _finished(folder: Folder, settings: CaptureSettings, plan: Plan, weights: st
     _check_sizes(folder, manifest.shards)
     plan.verify(manifest.documents, manifest.fingerprint, whole=manifest.rows != settings.max_rows)
     LeftOut().tell(manifest.left_out)
-    folder.remove(PROGRESS)  # a kill may have come between the manifest and this
-    folder.clear_temporaries(_OURS)
+    with contextlib.suppress(StorageFailure):  # a finished store is as good where nothing may be written
+        folder.remove(PROGRESS)  # a kill may have come between the manifest and this
+        forget_partial(folder)
+        folder.clear_temporaries(_OURS)
     return manifest
 
 

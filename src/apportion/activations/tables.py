@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidInput, MissingExtra, StorageFailure, UnknownName
+from ..files import what_is
 from .places import ask_hub
 
 _TABLES = {".parquet": "parquet", ".json": "json", ".csv": "csv"}
@@ -29,6 +30,8 @@ def table_records(data: str, streaming: bool) -> Iterator[Any]:
     except ImportError:
         raise MissingExtra(f"loading {data!r} needs datasets; install apportion[capture]") from None
     path = Path(name)
+    if what_is(path) == "other":
+        raise StorageFailure(f"cannot read {data}: it is no file but a pipe or a device; give a file or a folder")
     kind = _TABLES.get(path.suffix) if path.is_file() else None
     if path.is_file() and kind is None:  # the hub has nothing under the name of a local file
         raise InvalidInput(

@@ -7,7 +7,6 @@ import contextlib
 import glob
 import gzip
 import hashlib
-import json
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidInput, StorageFailure
-from .files import resolve_url
+from ..files import from_json
+from .files import check_file, resolve_url
 from .records import (
     Document,
     Fields,
@@ -276,10 +276,12 @@ def _decoded(path: str) -> Iterator[str]:
     """The text of a file by and by; bytes that are no UTF-8 become lone surrogates."""
     fs, root = resolve_url(path)
     decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
-    with _reading(path), fs.open(root, "rb") as file:
-        while raw := file.read(_CHUNK_BYTES):
-            yield decoder.decode(raw)
-        yield decoder.decode(b"", final=True)
+    with _reading(path):
+        check_file(fs, root)
+        with fs.open(root, "rb") as file:
+            while raw := file.read(_CHUNK_BYTES):
+                yield decoder.decode(raw)
+    yield decoder.decode(b"", final=True)
 
 
 @contextlib.contextmanager
@@ -295,6 +297,7 @@ def _lines(path: str) -> Iterator[bytes]:
     fs, root = resolve_url(path)
     with contextlib.ExitStack() as stack:
         stack.enter_context(_reading(path))
+        check_file(fs, root)
         file: Any = stack.enter_context(fs.open(root, "rb"))
         if not path.endswith(".gz"):
             yield from file
@@ -308,9 +311,9 @@ def _lines(path: str) -> Iterator[bytes]:
 def _object(line: bytes, where: str) -> Any:
     """What a line of JSON says, or why it says nothing."""
     try:
-        return json.loads(line.decode("utf-8"))
+        return from_json(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         sentence = f"is binary: byte {error.start} is not UTF-8; expected text: convert it to UTF-8"
         return Unusable(where, sentence, "binary")
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         return Unusable(where, f"is not JSON ({error}); write one object per line", "not JSON")

@@ -15,6 +15,7 @@ from ..activations import LoadedModel, StoreSource
 from ..analysis import adaptivity, dimensions, labels_of, register_probes, surprisals
 from ..complexity import Scores, load_scores
 from ..complexity.scores import repeated_ids
+from ..device import usable_device
 from ..errors import InvalidConfig, InvalidInput
 from ..io import load_sae
 from ..metrics import Classes, Interval, Relation
@@ -88,6 +89,7 @@ class Analyse:
 
     def run(self) -> int:
         import_plugins(self.plugin)
+        device = usable_device(self.device)
         if (not self.labels) != (self.field is None) or (self.probe and not self.labels):
             raise InvalidConfig(
                 "--labels and --field belong together, and --probe needs both; give the data and "
@@ -103,7 +105,7 @@ class Analyse:
         # What tokens have by themselves is the same for all SAEs of a split.
         of_rows: dict[str, dict[str, NDArray[np.float64]]] = {}
         for folder in folders:
-            sae = load_sae(folder).to(self.device)
+            sae = load_sae(folder).to(device)
             source = source_of(self.data, self.module, self.heldout, folder.name, sae)
             labels = None if words is None else labels_of(source.documents, words[0], source.digests, words[1])
             if labels and self.probe:

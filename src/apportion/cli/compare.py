@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field, replace
 from typing import Annotated
 
@@ -12,7 +11,7 @@ from ..activations import StoreSource
 from ..compare import compare, to_csv, to_json, to_markdown
 from ..errors import InvalidConfig
 from .model import ModelOptions
-from .output import import_plugins, say, shown_here
+from .output import escaped, import_plugins, put, say, shown_here
 from .runs import find_saes, reading_of
 
 
@@ -68,7 +67,8 @@ class Compare:
         )
         comparison = replace(comparison, notes=(*missing, *comparison.notes))
         show = to_json if self.json else to_csv if self.csv else to_markdown
-        sys.stdout.write(show(comparison))
+        text = show(comparison)
+        put(text if self.json else escaped(text))
         for name, reason in comparison.left_out.items():
             say(f"apportion: {name} is left out: {' '.join(reason.split())}")
         for note in comparison.notes[len(missing) :]:  # what is missing was said before

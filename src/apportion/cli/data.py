@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..activations.texts import Documents, Paths, iter_documents
-from ..errors import InvalidConfig
+from ..errors import InvalidConfig, without_secrets
 
 
 def documents_of(
@@ -39,5 +39,6 @@ def documents_of(
 
 
 def named(data: Sequence[str]) -> str | list[str]:
-    """``data`` as JSON: what was given, one name or several."""
-    return data[0] if len(data) == 1 else list(data)
+    """``data`` as JSON: what was given, one name or several, without the passwords and keys of addresses."""
+    names = [without_secrets(name) for name in data]
+    return names[0] if len(names) == 1 else names

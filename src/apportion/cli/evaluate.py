@@ -11,6 +11,7 @@ import tyro
 from ..activations import StoreSource
 from ..activations.keep import check_policy
 from ..activations.models import LoadedModel
+from ..device import usable_device
 from ..downstream import Downstream, fewer
 from ..errors import InvalidInput
 from ..evaluate import evaluate
@@ -60,9 +61,10 @@ class Evaluate:
 
     def run(self) -> int:
         import_plugins(self.plugin)
+        device = usable_device(self.device)
         folders, _ = find_saes([self.run_folder], self.strict)
         StoreSource(self.data, self.module)  # checks every shard once
-        saes = {folder.name: load_sae(folder).to(self.device) for folder in folders}
+        saes = {folder.name: load_sae(folder).to(device) for folder in folders}
         model = self.loading.load(self.model, self.device) if self.model else None
         shared: dict[str, Downstream] = {}
         rows: list[dict[str, Any]] = []

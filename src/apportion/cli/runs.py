@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import ApportionError, InvalidInput
-from ..files import read_json
+from ..files import names_in_folder, read_json, what_is
 from ..io import load_sae
 from ..training.aside import read_aside
 from .output import say
@@ -27,15 +27,13 @@ def find_saes(paths: Iterable[str], strict: bool) -> Found:
 
     Raises:
         InvalidInput: there is no SAE at or right below a path; or a run is missing and ``strict``.
+        StorageFailure: a folder may not be read.
     """
     folders: dict[Path, Path] = {}
     missing: list[str] = []
     for path in map(Path, paths):
-        try:
-            lacking = missing_runs(path)
-            folders |= {folder.resolve(): folder for folder in _saes_below(path, lacking)}
-        except OSError as error:
-            raise InvalidInput(f"{path} cannot be read ({error.strerror}); check its permissions") from None
+        lacking = missing_runs(path)
+        folders |= {folder.resolve(): folder for folder in _saes_below(path, lacking)}
         missing += lacking
     missing = list(dict.fromkeys(missing))
     if missing and strict:
@@ -47,9 +45,9 @@ def find_saes(paths: Iterable[str], strict: bool) -> Found:
 
 def _saes_below(path: Path, missing: Sequence[str]) -> list[Path]:
     """The folders of saved SAEs at or right below ``path``, sorted by name."""
-    if (path / "sae.json").exists():
+    if what_is(path / "sae.json") is not None:
         return [path]
-    found = sorted(file.parent for file in path.glob("*/sae.json"))
+    found = [path / name for name in names_in_folder(path) if what_is(path / name / "sae.json") is not None]
     if not found and missing:
         raise InvalidInput(f"{missing[0]}; run the same training again")
     if not found:
@@ -59,7 +57,7 @@ def _saes_below(path: Path, missing: Sequence[str]) -> list[Path]:
 
 def missing_runs(path: Path) -> list[str]:
     """What the folder of a training says of runs that have no SAE there: not finished, or set aside."""
-    if (path / "sae.json").exists() or not (path / "train.json").exists():
+    if what_is(path / "sae.json") is not None or what_is(path / "train.json") is None:
         return []
     try:
         runs = read_json(path / "train.json", "a training").get("runs")
@@ -67,7 +65,7 @@ def missing_runs(path: Path) -> list[str]:
         aside = [name for name in names if read_aside(path / name) is not None]
     except ApportionError as error:
         return [f"whether runs are missing from {path} is not known, for {error}"]
-    left = [name for name in names if name not in aside and not (path / name / "sae.json").exists()]
+    left = [name for name in names if name not in aside and what_is(path / name / "sae.json") is None]
     found = []
     for which, one, more in (
         (left, "is not finished", "are not finished"),

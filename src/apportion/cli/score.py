@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -31,7 +30,7 @@ from ..complexity import (
 from ..complexity.base import number_in
 from ..complexity.scores import FORMAT, Header, repeated_ids
 from ..errors import InvalidConfig, InvalidInput, StorageFailure
-from ..files import storage
+from ..files import from_json, open_file, storage, what_is
 from ..progress import bar
 from .data import documents_of, named
 from .model import ModelOptions
@@ -125,7 +124,7 @@ class Score:
         if missing := [name for name in ("data", "scorer", "out") if not getattr(self, name)]:
             names = ", ".join(f"--{name}" for name in missing)
             raise InvalidConfig(f"{names} is missing; say what to score, how, and the file to keep scores in")
-        assert self.scorer is not None and self.out is not None
+        assert self.data is not None and self.scorer is not None and self.out is not None
         config = self._config()
         out = _writable(Path(self.out))
         texts = self._texts(config.label_field)
@@ -152,7 +151,7 @@ class Score:
             if not equals or not name.strip():
                 raise InvalidConfig(f"--set {setting!r} is not of the form SETTING=VALUE")
             try:
-                data[name.strip()] = json.loads(value)
+                data[name.strip()] = from_json(value)
             except ValueError:
                 data[name.strip()] = value
         kind = ScorerConfig.lookup(self.scorer)
@@ -236,12 +235,14 @@ def _writable(out: Path) -> Path:
     """``out``, unless something that is no file of scores is there. Makes its folder."""
     with storage(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-    if out.is_dir():
+    if (found := what_is(out)) == "folder":
         raise StorageFailure(f"--out {out} is a folder; give the path of a file")
+    if found == "other":
+        raise StorageFailure(f"--out {out} is a pipe or a device; give the path of a file")
     if not os.access(out.parent, os.W_OK):
         raise StorageFailure(f"--out {out} cannot be written; choose a folder that you may write to")
-    if out.exists():
-        with out.open("rb") as file:
+    if found == "file":
+        with storage(out), open_file(out) as file:
             if FORMAT.encode() not in file.read(1000):
                 raise StorageFailure(f"--out {out} is there and holds no scores; give the path of a new file")
     return out

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..activations.models import LoadedModel
 from ..activations.source import Source
+from ..device import usable_device
 from ..downstream import Downstream, fewer
 from ..errors import ApportionError, InvalidInput
 from ..evaluate import evaluate
@@ -64,9 +65,11 @@ def compare(
         progress: show bars on stderr.
 
     Raises:
+        InvalidConfig: the device is not here.
         InvalidInput: no SAE was given, none can be compared, or a model was given and the source has no contexts
             to feed it.
     """
+    device = usable_device(device)
     if not saes:
         raise InvalidInput("there are 0 SAEs to compare; give at least one")
     rows = fewer(limit, downstream_limit)

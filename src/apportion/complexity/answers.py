@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..files import locked, storage
+from ..files import append_file, from_json, locked, sha256, storage
 
 FILE = "answers.jsonl"
 
@@ -32,7 +32,7 @@ class Answers:
 
     def put(self, key: str, answer: Any) -> None:
         """Keep an answer; once this returns, no kill loses it. Raises ``StorageFailure``."""
-        line = json.dumps({"key": key, "answer": answer}) + "\n"
+        line = json.dumps({"key": key, "answer": answer, "check": _check(key, answer)}) + "\n"
         with self._lock:
             self._known[key] = answer
             if self._file is not None:
@@ -54,7 +54,7 @@ def kept_answers(folder: Path | None) -> Iterator[Answers]:
     path = folder / FILE
     with locked(folder, "judging with the answers in"), contextlib.ExitStack() as stack:
         with storage(path):
-            file = stack.enter_context(path.open("ab+"))
+            file = stack.enter_context(append_file(path))
             file.seek(0)
             lines = file.read().split(b"\n")
             if lines[-1]:  # cut off by a kill: the next answer begins a line of its own
@@ -64,7 +64,14 @@ def kept_answers(folder: Path | None) -> Iterator[Answers]:
 
 def _entry(line: bytes) -> tuple[str, Any] | None:
     try:
-        data = json.loads(line)
-        return str(data["key"]), data["answer"]
-    except (ValueError, KeyError, TypeError, RecursionError):
+        data = from_json(line)
+        key, answer = str(data["key"]), data["answer"]
+    except (ValueError, KeyError, TypeError):
         return None
+    # Lines of older versions have no checksum.
+    return None if data.get("check", _check(key, answer)) != _check(key, answer) else (key, answer)
+
+
+def _check(key: str, answer: Any) -> str:
+    """What tells whether a line is as it was written."""
+    return sha256(json.dumps([key, answer], sort_keys=True).encode())[:8]

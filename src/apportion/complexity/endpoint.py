@@ -20,6 +20,8 @@ from .pace import Pace
 LARGEST_ANSWER = 2**20
 """Bytes; an answer is a few numbers."""
 
+_SHORTEST_KEY = 8  # a shorter one may be a word of the settings by chance
+
 _T = TypeVar("_T")
 
 
@@ -81,6 +83,14 @@ class Endpoint:
         self.reached = self._answered = False
         self._refused = 0
         self._random = random.Random()  # the caller's is left alone
+
+    def check_no_key_in(self, settings: str) -> None:
+        """Raises ``EndpointFailure`` if settings, which are kept with the answers, hold the key."""
+        if len(self._key) >= _SHORTEST_KEY and self._key in settings:
+            raise EndpointFailure(
+                "a setting of the judge holds the key itself, and settings are kept with the scores; leave it in "
+                f"the environment variable {self._key_env} alone"
+            )
 
     def __enter__(self) -> Endpoint:
         self._pace = Pace(self._per_minute)

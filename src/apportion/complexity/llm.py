@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections import deque
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +25,12 @@ LARGEST = 10
 """Ratings run from 0 to this."""
 
 _AHEAD = 4  # texts asked about before the first of them is handed out, per thread
+
+_SECRETS = {
+    *("key", "apikey", "xapikey", "accesskey", "secretkey", "privatekey", "authkey", "subscriptionkey"),
+    *("token", "apitoken", "accesstoken", "authtoken", "bearertoken", "sessiontoken", "idtoken", "refreshtoken"),
+    *("secret", "clientsecret", "password", "passwd", "credential", "credentials", "authorization", "bearer"),
+}  # names of fields, in small letters alone
 
 Parts = dict[str, float]
 
@@ -64,7 +71,7 @@ class JudgeConfig(ScorerConfig):
         rubric: what is rated, by the name that the judge answers under; the score is the weighted mean.
         temperature: None leaves it to the endpoint.
         json_mode: ask the endpoint to hold the model to JSON.
-        extra: further fields of every request.
+        extra: further fields of every request; kept with the scores, so that none may hold a secret.
         concurrency: requests under way at a time.
         per_minute: most requests in a minute.
         attempts, timeout, backoff, patience: as for ``Endpoint``.
@@ -72,12 +79,12 @@ class JudgeConfig(ScorerConfig):
 
     kind: Literal["llm"] = "llm"
     model: str = Field(min_length=1)
-    url: str = "https://api.openai.com/v1"
+    url: str = Field(default="https://api.openai.com/v1", repr=False)
     key_env: str | None = "OPENAI_API_KEY"
     rubric: dict[str, Dimension] = Field(default_factory=paper_rubric, min_length=1)
     temperature: float | None = Field(default=0.1, ge=0, allow_inf_nan=False)
     json_mode: bool = True
-    extra: dict[str, JsonValue] = Field(default_factory=dict)
+    extra: dict[str, JsonValue] = Field(default_factory=dict, repr=False)
     concurrency: int = Field(default=8, ge=1, le=256)
     per_minute: float = Field(default=300, gt=0, allow_inf_nan=False)
     attempts: int = Field(default=6, ge=1)
@@ -88,15 +95,41 @@ class JudgeConfig(ScorerConfig):
     @field_validator("url")
     @classmethod
     def _address(cls, value: str) -> str:
-        parts = urlsplit(value)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
+        try:
+            parts = urlsplit(value)
+            fits = parts.port != 0
+        except ValueError:  # it repeats what may be a password
+            raise ValueError("expected an address such as http://localhost:8000/v1, the port a number") from None
+        if not fits or parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError("expected an address such as https://api.openai.com/v1 or http://localhost:8000/v1")
         if parts.username is not None or parts.query or parts.fragment:
             raise ValueError("an address holds no key, user or query; put the key in the variable key_env")
         return value.rstrip("/").removesuffix("/chat/completions")
 
+    @field_validator("extra")
+    @classmethod
+    def _no_secret(cls, value: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        if found := sorted(set(_credentials(value))):
+            raise ValueError(
+                f"the field {found[0]!r} is one for a secret, and what is set here is kept with the scores; put "
+                "the key in an environment variable and name that with key_env"
+            )
+        return value
+
     def build(self, tools: Tools) -> Judge:
         return Judge(self, tools.cache)
+
+
+def _credentials(value: JsonValue) -> Iterator[str]:
+    """The names in nested fields under which secrets are handed over."""
+    if isinstance(value, dict):
+        for name, inside in value.items():
+            if re.sub(r"[^a-z]", "", name.lower()) in _SECRETS:
+                yield name
+            yield from _credentials(inside)
+    elif isinstance(value, list):
+        for inside in value:
+            yield from _credentials(inside)
 
 
 class Judge(Scorer):
@@ -119,6 +152,7 @@ class Judge(Scorer):
             include={"concurrency", "per_minute", "attempts", "timeout", "backoff", "patience"}
         )
         self._endpoint = Endpoint(config.url, config.key_env, **drive)
+        self._endpoint.check_no_key_in(config.model_dump_json())
 
     def score(self, texts: Iterable[Text]) -> Generator[Scored, None, None]:
         with (

@@ -22,7 +22,7 @@ from pydantic import Field, JsonValue
 
 from ..config import Config
 from ..errors import InvalidInput, StorageFailure
-from ..files import check_format, sha256, write_atomically
+from ..files import check_format, from_json, read_bytes, sha256, write_atomically
 from .base import Scored, number_in
 
 FORMAT: Literal["apportion-scores"] = "apportion-scores"
@@ -40,6 +40,7 @@ class Header(Config):
         settings: all that decides the scores.
         data: where the texts come from, in the words of whoever scored.
         fingerprint: of the texts scored and their ids, in order.
+        checksum: of this header and all rows, as ``save_scores`` writes them; a file of one's own may be without.
     """
 
     format: Literal["apportion-scores"] = FORMAT
@@ -49,6 +50,12 @@ class Header(Config):
     settings: dict[str, JsonValue] = Field(default_factory=dict)
     data: JsonValue = None
     fingerprint: str = ""
+    checksum: str | None = None
+
+    def sealed(self, rows: Iterable[str]) -> Header:
+        """This header with the checksum of itself and of ``rows``, the lines that follow it."""
+        own = json.dumps(self.model_dump(mode="json", exclude={"checksum"}), sort_keys=True)
+        return self.model_copy(update={"checksum": sha256("\n".join([own, *rows]).encode())})
 
 
 @dataclass(frozen=True)
@@ -147,11 +154,11 @@ def _fault(what: str, keys: Sequence[_Key]) -> str:
 def save_scores(path: Path, header: Header, rows: Sequence[Scored]) -> Scores:
     """Write the file whole or not at all; ``header`` gets the fingerprint of these rows."""
     keys = json.dumps([(row.id, row.start, row.digest) for row in rows])
-    scores = Scores(header.model_copy(update={"fingerprint": sha256(keys.encode())}), tuple(rows))
-    lines = [scores.header.model_dump(mode="json"), *map(_record, scores.rows)]
-    text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
-    write_atomically({path: text.encode()})
-    return scores
+    lines = [json.dumps(_record(row), allow_nan=False) for row in rows]
+    header = header.model_copy(update={"fingerprint": sha256(keys.encode())}).sealed(lines)
+    first = json.dumps(header.model_dump(mode="json"), allow_nan=False)
+    write_atomically({path: "".join(f"{line}\n" for line in (first, *lines)).encode()})
+    return Scores(header, tuple(rows))
 
 
 def _record(row: Scored) -> dict[str, Any]:
@@ -175,7 +182,7 @@ def load_scores(path: str | Path) -> Scores:
     """
     path = Path(path)
     try:
-        lines = path.read_text(encoding="utf-8").strip().split("\n")
+        lines = read_bytes(path).decode("utf-8").strip().split("\n")
     except OSError as error:
         raise StorageFailure(f"cannot read {path}: {error.strerror}; give what `apportion score` wrote") from None
     except UnicodeDecodeError:
@@ -185,6 +192,11 @@ def load_scores(path: str | Path) -> Scores:
         raise InvalidInput(f"{path} does not begin with the header of a file of scores; give what `score` wrote")
     check_format({"version": VERSION} | records[0], FORMAT, VERSION, path)
     header = Header.parse(records[0], f"{path}, line 1")
+    if header.checksum is not None and header.sealed(lines[1:]) != header:
+        raise InvalidInput(
+            f"{path} does not match its checksum, so it was damaged or edited; score the texts again or, if you "
+            "edited it, take 'checksum' out of its first line"
+        )
     rows = [_row(record) for record in records[1:]]
     whole = [row for row in rows if isinstance(row, Scored)]
     twice = [n for n in Counter((row.id, row.start) for row in whole).values() if n > 1]
@@ -200,8 +212,8 @@ def load_scores(path: str | Path) -> Scores:
 
 def _object(line: str) -> Any:
     try:
-        return json.loads(line)
-    except (ValueError, RecursionError):
+        return from_json(line)
+    except ValueError:
         return None
 
 

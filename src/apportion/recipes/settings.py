@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
 from ..errors import InvalidConfig
+from ..files import from_json
 from ..training import RunConfig
 from .base import with_price
 
@@ -52,6 +52,6 @@ def _assign(data: dict[str, Any], path: str, value: str, setting: str) -> None:
     if not isinstance(data, dict):
         raise InvalidConfig(f"--set {setting!r}: there is no group '{'.'.join(keys[:-1])}' in that recipe")
     try:
-        data[keys[-1]] = json.loads(value)
+        data[keys[-1]] = from_json(value)
     except ValueError:
         data[keys[-1]] = value

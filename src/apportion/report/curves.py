@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from ..errors import InvalidInput
+from ..files import from_json, read_bytes, what_is
 from ..training.caveats import number
+from ..training.log import check_log
 
 MEASURES = ("fvu", "l0", "dead", "never_fired")
 """What a record of every rule holds."""
@@ -24,15 +25,18 @@ def read_curve(folder: Path, most: int = 200) -> Curve | None:
     None where there is no log: an SAE may have been moved without it.
 
     Raises:
+        InvalidCheckpoint: it was damaged since it was written.
         InvalidInput: a line is no record, or holds something else than numbers; with the place of the first.
     """
     where = folder / "log.jsonl"
-    if not where.exists():
+    if what_is(where) is None:
         return None
     try:
-        lines = where.read_text().splitlines()
+        data = read_bytes(where)
+        lines = data.decode().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidInput(f"{where} cannot be read ({error}); {_REMEDY}") from None
+    check_log(where, data)
     records = [_record(line, f"{where}, line {place}") for place, line in enumerate(lines, 1)]
     if not records:
         return None
@@ -51,8 +55,8 @@ def known_dead(curve: Curve, dead_after: float | None) -> Curve:
 def _record(line: str, place: str) -> dict[str, float | None]:
     """What a line says of each of ``MEASURES``, and its tokens, which every line has."""
     try:
-        found = json.loads(line)
-    except (ValueError, RecursionError) as error:
+        found = from_json(line)
+    except ValueError as error:
         raise InvalidInput(f"{place} is not valid JSON ({error}); {_REMEDY}") from None
     if not isinstance(found, dict):
         raise InvalidInput(f"{place} is no record but {line[:40]!r}; {_REMEDY}")

@@ -18,8 +18,8 @@ from ..activations.source import Source
 from ..compare import Comparison, compare
 from ..compare.base import Measured
 from ..compare.tables import Table, tables
-from ..errors import InvalidConfig, InvalidInput
-from ..files import storage, write_atomically
+from ..errors import InvalidCheckpoint, InvalidConfig, InvalidInput
+from ..files import replaceable, storage, what_is, write_atomically
 from ..io import load_sae
 from ..progress import Shown
 from ..sae import SAE
@@ -214,7 +214,7 @@ def _read_logs(runs: Mapping[str, SAE | str | Path]) -> tuple[dict[str, Curve], 
         try:
             if (curve := read_curve(Path(given))) is not None:
                 logs[name] = curve
-        except InvalidInput as error:
+        except (InvalidCheckpoint, InvalidInput) as error:  # the figures do not depend on it
             faults.append(f"the training of {name} is not shown, for {error}")
     return logs, faults
 
@@ -275,8 +275,9 @@ def _usable(out: Path, **numbers: int) -> Path:
     for name, most in numbers.items():
         if most < 1:
             raise InvalidConfig(f"{name} = {most} shows nothing; give at least 1")
-    if out.is_dir():
+    if what_is(out) == "folder":
         raise InvalidConfig(f"{out} is a folder; give the name of an HTML file")
     with storage(out):
         out.parent.mkdir(parents=True, exist_ok=True)
+        replaceable(out)
     return out

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypeGuard
 
 from ..errors import InvalidCheckpoint
-from ..files import check_format, check_seal, read_json, seal, write_json
+from ..files import check_format, check_seal, read_json, seal, what_is, write_json
 
 FORMAT, VERSION = "apportion-set-aside", 1
 LAST_GOOD = "last-good"
@@ -56,12 +57,16 @@ def read_aside(folder: Path) -> SetAside | None:
         InvalidCheckpoint: the note is damaged or of a newer version.
     """
     where = folder / "set_aside.json"
-    if not where.exists():
+    if what_is(where) is None:
         return None
     found = read_json(where, "a run that was set aside")
     check_format(found, FORMAT, VERSION, where)
     check_seal(found, where)
     step, fault, kept = found.get("step"), found.get("fault"), found.get("kept")
-    if not (isinstance(step, int) and isinstance(fault, str) and isinstance(kept, int | None)):
+    if not (_is_step(step) and isinstance(fault, str) and (_is_step(kept) or kept is None)):
         raise InvalidCheckpoint(f"{where} names no step and fault; delete it to train the run again")
     return SetAside(step, fault, kept)
+
+
+def _is_step(value: object) -> TypeGuard[int]:
+    return type(value) is int and value >= 0

@@ -7,13 +7,15 @@ import contextlib
 import json
 import math
 import os
+import re
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidCheckpoint, MissingExtra, UnknownName, nearest
-from ..files import sha256, storage
+from ..files import append_file, sha256, storage
 
 
 @dataclass(frozen=True)
@@ -51,23 +53,33 @@ class Sink(abc.ABC):
 
 
 class JsonLines(Sink):
-    """One JSON object a line. A run that goes on cuts the file back to where its checkpoint was made."""
+    """One JSON object a line. A run that goes on cuts the file back to where its checkpoint was made.
+
+    The last entry of a line, ``check``, is a checksum of that line and those before it.
+    """
 
     def __init__(self, path: Path, keep_bytes: int = 0) -> None:
         self.path = path
+        self._check = 0
         with storage(path):
-            path.touch()
-            if path.stat().st_size < keep_bytes:
-                raise InvalidCheckpoint(
-                    f"{path} is shorter than its checkpoint says ({path.stat().st_size} < {keep_bytes} bytes); "
-                    "restore the log or start in another folder"
-                )
-            os.truncate(path, keep_bytes)
-            self._file = path.open("ab")
+            self._file = append_file(path)
+            size = os.fstat(self._file.fileno()).st_size
+            if size >= keep_bytes:
+                self._file.truncate(keep_bytes)
+                self._file.seek(0)
+                self._check = check_log(path, self._file.read())
+        if size < keep_bytes:
+            self.close()
+            raise InvalidCheckpoint(
+                f"{path} is shorter than its checkpoint says ({size} < {keep_bytes} bytes); restore the log or "
+                "start in another folder"
+            )
 
     def write(self, record: Mapping[str, Any]) -> None:
+        line = json.dumps(_finite(record), allow_nan=False).encode()
+        self._check = zlib.crc32(line, self._check)
         with storage(self.path):
-            self._file.write(json.dumps(_finite(record), allow_nan=False).encode() + b"\n")
+            self._file.write(line[:-1] + _CHECKED % self._check)
             self._file.flush()
 
     def position(self) -> int:
@@ -79,6 +91,35 @@ class JsonLines(Sink):
     def close(self) -> None:
         with contextlib.suppress(OSError):  # what a full disk refused was reported by ``write``
             self._file.close()
+
+
+_CHECKED = b', "check": "%08x"}\n'
+_END = re.compile(rb', "check": "([0-9a-f]{8})"\}$')
+
+
+def check_log(path: Path, data: bytes) -> int:
+    """The checksum of all lines of a log. Lines that older versions wrote have none, and are taken as they are.
+
+    Raises:
+        InvalidCheckpoint: a line was changed, or one before it is gone.
+    """
+    check = 0
+    for number, line in enumerate(data.splitlines(), 1):
+        if (found := _END.search(line)) is None:
+            if check:
+                raise InvalidCheckpoint(_damaged(path, number))
+            continue
+        check = zlib.crc32(line[: found.start()] + b"}", check)
+        if found[1] != b"%08x" % check:
+            raise InvalidCheckpoint(_damaged(path, number))
+    return check
+
+
+def _damaged(path: Path, number: int) -> str:
+    return (
+        f"{path}, line {number}, does not match its checksum, so the log was damaged or edited; restore it, or "
+        "start in another folder"
+    )
 
 
 def _finite(value: Any) -> Any:

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.optim import Adafactor, Adam, Optimizer
 
 from .configs import OptimizerName, RunConfig
@@ -27,6 +28,20 @@ def set_lr(optimizer: Optimizer, lr: float) -> None:
     """Let the next step move at that rate, in the units of the parameters."""
     for group in optimizer.param_groups:
         group["lr"] = lr / group["unit"]
+
+
+def moments_like(config: RunConfig, parameter: nn.Parameter) -> dict[str, Tensor]:
+    """What the optimiser keeps of a parameter from its first step on: names, shapes and types, no values."""
+    # Seen on a small one whose sides are told apart by their lengths, of which a moment may lack some.
+    small = nn.Parameter(torch.zeros(tuple(range(2, 2 + parameter.ndim))))
+    small.grad = torch.zeros_like(small)
+    optimizer = build_optimizer(config, [small])
+    optimizer.step()
+    sides = {1: 1, **dict(enumerate(parameter.shape, 2))}
+    return {
+        name: torch.empty([sides[length] for length in moment.shape], dtype=moment.dtype, device="meta")
+        for name, moment in optimizer.state[small].items()
+    }
 
 
 def state_bytes(optimizer: Optimizer) -> int:

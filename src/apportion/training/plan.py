@@ -8,12 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 from ..activations.source import Source
 from ..config import Config
 from ..errors import InvalidCheckpoint, InvalidConfig, InvalidInput
-from ..files import check_format, read_json, storage, write_json
+from ..files import check_format, check_seal, read_json, seal, storage, what_is, write_json
 from ..schedules import Schedule
 from .aside import read_aside
 from .configs import RunConfig, TrainConfig
@@ -81,17 +79,6 @@ def check_schedules(config: Config, n_steps: int, where: str) -> None:
                 check_schedules(part, n_steps, here)
 
 
-def usable_device(device: str | torch.device) -> torch.device:
-    """The device, if tensors can live there. Raises ``InvalidConfig``."""
-    try:
-        here = torch.zeros((), device=device)
-        here.item()  # "meta" holds nothing
-    except (RuntimeError, AssertionError) as error:  # the second from a torch without CUDA
-        reason = str(error).splitlines()[0]
-        raise InvalidConfig(f"device '{device}' cannot be used ({reason}); choose another, as cpu") from None
-    return here.device
-
-
 class Plan(NamedTuple):
     """What a training was begun with: what it read, as ``Source.describe`` says it, and what it was told.
 
@@ -115,12 +102,16 @@ def read_plan(out: Path) -> Plan:
     where = out / "train.json"
     found = read_json(where, "a training")
     check_format(found, FORMAT, VERSION, where)
+    if "checksum" in found:  # since it is written with one
+        check_seal(found, where)
     source, settings, runs, drawn = (found.get(key) for key in ("source", "settings", "runs", "id"))
     if not (isinstance(source, dict) and isinstance(settings, dict) and isinstance(runs, dict)):
         raise InvalidCheckpoint(f"{where} names no source, settings or runs; it was damaged, copy it again")
+    if not isinstance(drawn, str | None):
+        raise InvalidCheckpoint(f"{where} has the id {drawn!r:.60}, expected a text; copy it again")
     try:
         configs = {name: RunConfig.parse(run, name) for name, run in runs.items()}
-        return Plan(source, TrainConfig.parse(settings, "settings"), configs, drawn and str(drawn))
+        return Plan(source, TrainConfig.parse(settings, "settings"), configs, drawn)
     except InvalidConfig as error:
         raise InvalidConfig(
             f"{where} was not written by this version ({error}); go on with the one that wrote it, "
@@ -145,7 +136,7 @@ def claim_folder(out: Path, configs: Mapping[str, RunConfig], source: Source, se
     """
     plan = Plan(source.describe(), settings, dict(configs), secrets.token_hex(8))
     where = out / "train.json"
-    if where.exists():
+    if what_is(where) is not None:
         found = read_plan(out)
         # As they are written: a list and a tuple are the same there, and so is a class that was defined again.
         then, now = _written(found), _written(plan)
@@ -161,13 +152,13 @@ def claim_folder(out: Path, configs: Mapping[str, RunConfig], source: Source, se
                 "repeat its arguments to go on, or choose another folder"
             )
         return found.id or str(out.resolve())  # what the sinks of older versions told trainings apart by
-    if (out / "checkpoints").exists():
+    if what_is(out / "checkpoints") is not None:
         raise InvalidCheckpoint(f"{out} has checkpoints but no train.json; choose another folder")
     with storage(out):
         for name in configs:
             (out / name).mkdir(parents=True, exist_ok=True)
-    head = {"format": FORMAT, "version": VERSION, "id": plan.id, "source": plan.source}
-    write_json(where, {**head, **_written(plan)})
+    told = {"format": FORMAT, "version": VERSION, "id": plan.id, "source": plan.source, **_written(plan)}
+    write_json(where, seal(told, where))
     return str(plan.id)
 
 

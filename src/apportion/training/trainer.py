@@ -14,6 +14,7 @@ from torch import Tensor
 from ..activations.scale import input_scale
 from ..activations.source import Batch, Source, Stream
 from ..clock import Clock
+from ..device import usable_device
 from ..errors import (
     ApportionError,
     BudgetMissed,
@@ -23,7 +24,7 @@ from ..errors import (
     RunSetAside,
     TrainingDiverged,
 )
-from ..files import locked
+from ..files import locked, what_is
 from ..io.native import load_sae, save_sae
 from ..ops.median import geometric_median
 from ..progress import Shown, bar
@@ -35,7 +36,7 @@ from .configs import RunConfig, TrainConfig
 from .finish import finish
 from .log import Begun, JsonLines, Sink, check_sinks, open_sink
 from .missed import missed
-from .plan import check_runs, claim_folder, usable_device
+from .plan import check_runs, claim_folder
 from .step import Run, train_step
 from .tally import Tally, fault_in, weights_are_finite
 
@@ -111,7 +112,7 @@ def train(
 def _finished(configs: Mapping[str, RunConfig], out: Path, device: torch.device) -> dict[str, SAE] | None:
     """What a training saved, once every run of it was saved or set aside; None before."""
     left = [name for name in configs if read_aside(out / name) is None]
-    if not all((out / name / "sae.json").exists() for name in left):
+    if not all(what_is(out / name / "sae.json") is not None for name in left):
         return None
     return {name: load_sae(out / name).to(device) for name in left}
 
