@@ -4,6 +4,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PEERS  := .venv-peers
+# Processes that `make test` uses.
+WORKERS ?= 2
 
 .PHONY: venv demo test browser lint test-slow hostile peers bench quality parity speed clean
 
@@ -25,8 +27,9 @@ lint: venv
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# One thread each: two processes that share two cores would wait for one another's threads.
 test: lint browser
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadscope
 
 # Chromium, in which the report's page is tested; where it may not be installed, those tests say so and are skipped.
 browser:

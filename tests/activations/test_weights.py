@@ -115,7 +115,7 @@ def test_trainings_and_saes_refuse_a_store_of_other_weights(folder, tmp_path):
     train_on(folder)
     capture_to_store(model, LAYER, TEXTS, out, **SETTINGS)
     other = StoreSource(out, heldout=0.4)
-    with pytest.raises(InvalidConfig, match=r"other source \(weights\)"):
+    with pytest.raises(InvalidConfig, match="holds a training with other weights of the model; "):
         train(configs, other, tmp_path / "runs", settings)
     with pytest.raises(InvalidInput, match="trained on weights"):
         check_fair(sae, other)

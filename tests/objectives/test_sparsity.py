@@ -58,7 +58,7 @@ def test_too_many_features_raise_the_price_and_too_few_lower_it():
 def test_l0_is_led_evenly_in_its_logarithm():
     objective = SparsityConfig(reach=0.5).build()
     objective.observe(trace_of(128, 0))
-    at = [objective.target(Clock(step, 100), K) for step in (0, 25, 50, 99)]
+    at = [objective.target(Clock(step, 1000), K) for step in (0, 250, 500, 990)]
     assert at == pytest.approx([128, math.sqrt(128 * AIM * K), AIM * K, AIM * K])
 
 
@@ -99,10 +99,10 @@ def test_it_reports_the_price_that_is_paid_and_whether_that_is_at_a_bound(l0, pr
     assert objective.report() == {}
     for _ in range(200):
         objective.observe(trace_of(l0, 60))
-    report = objective.report()
+    report = objective.report(Clock(100, 100))
     assert report.keys() == {"price", "l0", "k", "at_bound"}
     assert report["l0"] == pytest.approx(l0) and report["k"] == K and report["at_bound"] is (price is not None)
-    assert report["price"] == pytest.approx(price or objective.price(Clock(60, 100), K))
+    assert report["price"] == pytest.approx(price or objective.price(Clock(100, 100), K))
     assert report["price"] != pytest.approx(2.0 * math.exp(float(objective.summed))) or price
 
 
@@ -268,3 +268,21 @@ def test_a_price_survives_a_checkpoint_to_the_bit():
     want, got = run_tensors(straight), run_tensors(second)
     assert want.keys() == got.keys() and any(name.startswith("objectives.") for name in want)
     assert all(torch.equal(want[name], got[name]) for name in want)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "least"), [("relu_l1", 0.9), ("p_anneal", 0.9), ("gated", 0.9), ("jump_relu", 0.7)]
+)
+def test_a_short_run_takes_its_time_and_ends_near_k(recipe, least):
+    """Led in a fifth of 150 steps, L0 fell to a thirtieth of k, or of jump_relu to 0.65 k, and stayed there."""
+    counts, _ = led(find_recipe(recipe).make(24, 96, 8, 0), 150)
+    assert least < float(counts[-15:].mean()) / 8 < 1.1
+    assert float(counts.min()) / 8 > least - 0.1
+
+
+def test_a_run_that_is_long_enough_is_led_as_its_config_says():
+    objective = SparsityConfig().build()
+    assert [objective.reach(n) for n in (485, 488, 5000)] == [0.2] * 3
+    assert objective.reach(150) == pytest.approx(97 / 150) and objective.reach(10) == 0.65
+    gains = [objective._caution(Clock(9, n)) for n in (10, 242, 291, 485, 488, 5000)]
+    assert gains == pytest.approx([0.5, 0.5, 0.6, 1, 1, 1]) and gains[-3:] == [1, 1, 1]

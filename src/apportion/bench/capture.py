@@ -17,6 +17,7 @@ from ..activations.installed import installed_text
 from ..activations.manifest import CaptureSettings, Cursor
 from ..activations.models import LoadedModel, load_model
 from ..activations.plan import Plan
+from ..activations.precision import name_of
 from ..activations.rows import StoreSource
 from ..activations.store import capture_to_store
 from ..activations.texts import Document
@@ -76,6 +77,7 @@ def bench_capture(
     return {
         "model": loaded.name,
         "module": module,
+        "model_dtype": name_of(loaded.dtype),
         "rows": total,
         **options,
         "rows_per_s_capture": statistics.median(stored),

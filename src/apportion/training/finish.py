@@ -43,7 +43,8 @@ def finish(run: Run, source: Source, scale: float, settings: TrainConfig, histor
     def blocks() -> Iterator[Tensor]:
         return (x for x, _ in rows())
 
-    reports = {one.name: dict(found) for one in run.losses if (found := one.report())}
+    ended = Clock(settings.n_steps, settings.n_steps, settings.n_steps * settings.batch_size)
+    reports = {one.name: dict(found) for one in run.losses if (found := one.report(ended))}
     sae, calibration = fit(run.sae.freeze(), rows, run.sae.k)
     tokens = min(limit or GAP_TOKENS, GAP_TOKENS)
     further: dict[str, Any] = {

@@ -145,7 +145,7 @@ def claim_folder(out: Path, configs: Mapping[str, RunConfig], source: Source, se
                 del then["runs"][name]
         differing = [key for key in now if then[key] != now[key]]
         if rows := differing_rows(found.source, plan.source):
-            differing.append(f"source ({', '.join(rows)})")
+            differing.append("weights of the model" if rows == ["weights"] else "source")
         if differing:
             raise InvalidConfig(
                 f"{out} holds a training with other {' and '.join(differing)}; "
