@@ -3,14 +3,15 @@
 In this room:
 
 - the contract: ``source`` (``Source``, ``Stream``, ``Batch``);
-- the sources: ``rows`` (``StoreSource`` over a captured store, ``TensorSource`` over a tensor), ``live``
+- the sources: ``rows`` (``StoreSource`` over a captured store), ``tensors`` (``TensorSource``), ``live``
   (``LiveSource``, captured while used), ``streamed`` (``StreamedSource``, the same over documents that no memory
   holds), ``synthetic`` (``SyntheticSource``, whose dictionary is known) and
   ``labels`` (``LabelledSource``, another one with a number per text);
 - the way into a store: ``texts`` and ``installed`` (documents, from ``records`` and ``tables``), ``models``,
   ``contexts`` (windows of tokens; ``frame`` is what stands around them, ``pieces`` how a long text is read),
   ``items`` (tensors in place of texts), ``capture`` (hooks), ``extract`` (rows), ``plan`` (what goes into
-  which shard), ``store`` (the capture itself);
+  which shard), ``store`` (the capture itself), ``writing`` and ``partial`` (shards on their way to the disk);
+- ``keep``, which tokens take part; ``places``, ``sites``, ``precision``, ``weights``, ``memory`` (of models);
 - the way out: ``manifest``, ``shards`` and ``files`` (what is on disk), ``reading``, ``splits``, ``shuffle``;
 - ``scale``, the input scale, and ``pooling``, one activation per text.
 
@@ -25,11 +26,12 @@ from .items import Item
 from .labels import LabelledSource
 from .live import LiveSource
 from .models import LoadedModel, load_model
-from .rows import StoreSource, TensorSource
+from .rows import StoreSource
 from .source import Batch, Source, Stream
 from .store import capture_to_store
 from .streamed import StreamedSource
 from .synthetic import SyntheticConfig, SyntheticSource
+from .tensors import TensorSource
 from .texts import iter_documents, load_documents
 
 __all__ = [
