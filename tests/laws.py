@@ -155,7 +155,7 @@ def meets_k(calibration: Calibration) -> bool:
     if abs(calibration.l0 - K) <= 1e-3 * K or calibration.short > 0:
         return True
     held = calibration.unseen
-    return held is not None and calibration.l0 < K and abs(held.l0 - K) <= 5e-3 * K
+    return held is not None and calibration.l0 <= K * (1 + 5e-3) and abs(held.l0 - K) <= 5e-3 * K
 
 
 def gradients_reach_everything(config: AllocatorConfig) -> None:

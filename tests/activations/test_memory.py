@@ -36,9 +36,9 @@ def test_a_shard_is_freed_once_it_is_written(tiny, tmp_path, monkeypatch):
     most = 0
     extract = store.extract_rows
 
-    def watched(*args):
+    def watched(*args, **options):
         nonlocal most
-        rows = extract(*args)
+        rows = extract(*args, **options)
         alive.extend(weakref.ref(tensor) for tensor in rows.values())
         most = max(most, sum(ref() is not None for ref in alive))
         return rows

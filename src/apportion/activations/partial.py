@@ -64,11 +64,14 @@ class Pieces:
     Args:
         shard: its number.
         key: what it is made of.
+        left: what ``read_partial`` found when the capture began.
         before: called before the first piece is written, and so before those of another shard are forgotten.
     """
 
-    def __init__(self, folder: Folder, shard: int, key: str, before: Callable[[], object]) -> None:
-        self._folder, self._before = folder, before
+    def __init__(
+        self, folder: Folder, shard: int, key: str, left: Partial | None, before: Callable[[], object]
+    ) -> None:
+        self._folder, self._left, self._before = folder, left, before
         self._known = Partial(shard=shard, key=key)
         self._places: list[Tensor] = []
         self._at = time.monotonic()
@@ -82,8 +85,12 @@ class Pieces:
             places: of each batch of the shard, the rows that it gives.
             dtype: of the rows.
         """
-        found = read_partial(self._folder)
-        if found is None or (found.shard, found.key) != (self._known.shard, self._known.key):
+        found = self._left
+        if found is None:
+            return 0
+        if (found.shard, found.key) != (self._known.shard, self._known.key):
+            for piece in found.pieces:  # of no use to anyone any more
+                self._folder.remove(piece.file)
             return 0
         n, done = sum(map(len, places)), 0
         for piece in found.pieces:

@@ -32,7 +32,7 @@ from .manifest import (
     write_json,
 )
 from .models import LoadedModel, load_model
-from .partial import Pieces, forget_partial
+from .partial import Pieces, forget_partial, read_partial
 from .places import spelled
 from .plan import Plan
 from .precision import name_of
@@ -250,10 +250,11 @@ def _run(
 ) -> Manifest:
     settings = done.settings
     counter.update(done.rows)
+    left = read_partial(folder)
     with ShardWriter(folder, done) as writer:
         for number, shard in enumerate(plan.shards(done.cursor, done.rows, done.fingerprint), len(done.shards)):
             # Their pieces take the place of those of the shard before, which must be there by then.
-            pieces = Pieces(folder, number, shard.key, before=writer.wait)
+            pieces = Pieces(folder, number, shard.key, left, before=writer.wait)
             dtype, size = DTYPES[settings.dtype], settings.batch_size
             rows = extract_rows(loaded, settings.modules, shard.windows, size, dtype, pieces, seen=counter.update)
             writer.add(shard, rows, pieces)
