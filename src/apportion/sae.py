@@ -312,7 +312,8 @@ class SAE(nn.Module):
         metadata = copy.deepcopy(self.metadata)
         of_the_whole = {key: metadata.pop(key) for key in ("calibration", "cut_from") if key in metadata}
         metadata["cut_from"] = {"d_sae": self.d_sae, **of_the_whole}
-        return self._with(SAEConfig(d_in=self.d_in, d_sae=n, allocator=rule.config), rule, metadata)
+        config = SAEConfig(d_in=self.d_in, d_sae=n, allocator=rule.config, transform=self.config.transform)
+        return self._with(config, rule, metadata)
 
     def calibrate(self, blocks: Callable[[], Iterator[Rows]], k: float) -> tuple[SAE, Calibration]:
         """Fit the frozen rule so that it spends ``k`` per token on held-out rows; ``calibrate.fit`` does more.

@@ -13,18 +13,20 @@ from typing import Any
 import torch
 
 import apportion as ap
-from apportion.activations import StoreSource, capture_to_store, iter_documents, load_model
+from apportion.activations import StoreSource, iter_documents, load_model
+from apportion.cli.runs import missing_runs
 from apportion.complexity import load_scores
 from apportion.complexity.answers import kept_answers
 from apportion.errors import InvalidInput
 from apportion.report.curves import read_curve
+from apportion.training.aside import read_aside
 from apportion.training.checkpoint import latest_checkpoint, load_checkpoint
 from apportion.training.log import JsonLines
 from apportion.training.plan import read_plan
 from apportion.training.step import Run
 from apportion.workspace import Workspace
 
-from .world import MODULE
+from .world import PIECE, RECIPES, capture
 
 Figure = str
 
@@ -38,6 +40,7 @@ class Kind:
         folder: what a case gets a copy of.
         read: the figure of a world whose ``folder`` is the copy.
         checked: whether damage can be told from other contents, since the file has a checksum.
+        remade: whether what it says is made again where it makes no sense.
     """
 
     name: str
@@ -45,6 +48,7 @@ class Kind:
     folder: str
     read: Callable[[Path], Figure]
     checked: bool = True
+    remade: bool = False
 
 
 def digest(*parts: Any) -> Figure:
@@ -79,7 +83,7 @@ def read_partial(folder: Path) -> Figure:
     world = folder.parent
     model = load_model(str(world / "model"))
     documents = iter_documents(world / "data.jsonl")
-    manifest = capture_to_store(model, MODULE, documents, folder, context=32, shard_rows=512)
+    manifest = capture(model, documents, folder)
     return digest([shard.sha256 for shard in manifest.shards], manifest.fingerprint)
 
 
@@ -99,6 +103,14 @@ def read_stopped(folder: Path) -> Figure:
     tensors = [t for run in runs.values() for t in (*run.sae.state_dict().values(), run.rng)]
     lines = [(folder / name / "log.jsonl").read_bytes() for name in runs]
     return digest(json.dumps(state, sort_keys=True), plan, first, *tensors, *lines)
+
+
+def read_set_aside(folder: Path) -> Figure:
+    missing = [sentence.replace(str(folder), "") for sentence in missing_runs(folder)]
+    found = [read_aside(folder / f"{recipe}-k4") for recipe in RECIPES]
+    if not any(found):
+        raise InvalidInput(f"nothing was set aside: {missing}")
+    return digest(missing, found)
 
 
 def read_scores(folder: Path) -> Figure:
@@ -134,9 +146,12 @@ def read_data(folder: Path) -> Figure:
 KINDS = (
     Kind("sae.json", "runs/token_choice-k4/sae.json", "runs/token_choice-k4", read_sae),
     Kind("sae.safetensors", "runs/mutual_choice-k4/sae.safetensors", "runs/mutual_choice-k4", read_sae),
+    Kind("sae with a transform", "mean/sae.safetensors", "mean", read_sae),
     Kind("manifest.json", "store/manifest.json", "store", read_store),
     Kind("shard", "store/shard-00001.safetensors", "store", read_store),
     Kind("progress.json", "partial/progress.json", "partial", read_partial),
+    Kind("partial.json", "partial/partial.json", "partial", read_partial, remade=True),
+    Kind("piece of a shard", f"partial/{PIECE}", "partial", read_partial, remade=True),
     Kind("checkpoint.json", "stopped/checkpoints/step-00000008/checkpoint.json", "stopped", read_stopped),
     Kind(
         "checkpoint tensors",
@@ -145,6 +160,7 @@ KINDS = (
         read_stopped,
     ),
     Kind("train.json", "stopped/train.json", "stopped", read_stopped),
+    Kind("set_aside.json", f"aside/{RECIPES[1]}-k4/set_aside.json", "aside", read_set_aside),
     Kind("log.jsonl", "runs/token_choice-k4/log.jsonl", "runs/token_choice-k4", read_log),
     Kind("log of a stopped run", "stopped/token_choice-k4/log.jsonl", "stopped", read_stopped),
     Kind("scores.jsonl", "scores.jsonl", "scores.jsonl", read_scores),

@@ -6,20 +6,35 @@ import contextlib
 import io
 import json
 import random
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 
 import apportion as ap
-import apportion.training.trainer as trainer
-from apportion.activations import StoreSource, capture_to_store, iter_documents, load_model
+from apportion.activations import (
+    StoreSource,
+    capture_to_store,
+    extract,
+    iter_documents,
+    load_model,
+    partial,
+    writing,
+)
+from apportion.activations.manifest import Manifest
 from apportion.cli import main
 from apportion.complexity.answers import kept_answers
+from apportion.training import trainer
+from apportion.training.aside import SetAside, write_aside
+from apportion.transforms import MeanConfig
 
 WORDS = ["the", "of", "cat", "tree", "river", "sleeps", "under", "old", "quiet", "stone", "light", "over", "and"]
 MODULE, D_SAE, TOKENS, BATCH = "gpt_neox.layers.0", 48, 1024, 64
 RECIPES = ("token_choice", "mutual_choice")
+PIECE = "partial-00002-00000.safetensors"
 
 
 class Interrupted(Exception):
@@ -33,7 +48,7 @@ def build(out: Path) -> Path:
     make_data(out / "data.jsonl", 48, 60)
     loaded = load_model(str(out / "model"))
     documents = list(iter_documents(out / "data.jsonl"))
-    capture_to_store(loaded, MODULE, documents, out / "store", context=32, shard_rows=512)
+    capture(loaded, documents, out / "store")
     stop_capture(loaded, documents, out / "partial")
     run("score", "--data", out / "data.jsonl", "--scorer", "column", "--column", "ease", "--direction", "down",
         "--out", out / "scores.jsonl")  # fmt: skip
@@ -42,6 +57,8 @@ def build(out: Path) -> Path:
             answers.put(f"{number:064x}", {"lexical": number / 2, "syntactic": 10 - number / 3})
     run(*train_arguments(out, "runs"))
     stop_training(out)
+    set_aside(out)
+    transformed(out / "mean")
     return out
 
 
@@ -53,10 +70,11 @@ def run(*arguments: object) -> str:
     return said.getvalue()
 
 
-def train_arguments(world: Path, out: str) -> list[object]:
+def train_arguments(world: Path, out: str | Path) -> list[object]:
     """The training that ``runs`` is the end of, and ``stopped`` the middle."""
     sizes = ["--d-sae", D_SAE, "--k", 4, "--tokens", TOKENS, "--batch", BATCH]
-    return ["train", world / "store", "--out", world / out, "--recipe", ",".join(RECIPES), *sizes]
+    recipes = ["--recipe", ",".join(RECIPES), "--transform", "mean"]
+    return ["train", world / "store", "--out", world / out, *recipes, *sizes]
 
 
 def make_model(folder: Path) -> None:
@@ -88,38 +106,66 @@ def make_data(path: Path, documents: int, words: int) -> None:
     path.write_text("\n".join(lines) + "\n")
 
 
+def capture(loaded: Any, documents: Any, out: Path) -> Manifest:
+    """A store of several shards, in which some rows are marked as outliers."""
+    sizes = {"context": 32, "shard_rows": 512, "batch_size": 4}
+    with mock.patch.object(
+        writing, "MEDIAN_ROWS", 256
+    ):  # else the first shards wait for more rows than there are
+        return capture_to_store(loaded, MODULE, documents, out, outliers=1.1, **sizes)
+
+
 def stop_capture(loaded: Any, documents: list[Any], out: Path) -> None:
-    """A capture that ended with an error after its second shard."""
-
-    def until(most: int) -> Any:
-        for number, document in enumerate(documents):
-            if number == most:
-                raise Interrupted
-            yield document
-
-    with contextlib.suppress(Interrupted):
-        capture_to_store(loaded, MODULE, until(40), out, context=32, shard_rows=512)
+    """A capture that ended with an error in the middle of its third shard, of which there are pieces."""
+    passes = interrupted(extract.capture, 12)
+    with (
+        mock.patch.object(extract, "capture", passes),
+        mock.patch.object(partial, "PIECE_SECONDS", 0.0),
+        contextlib.suppress(Interrupted),
+    ):
+        capture(loaded, documents, out)
     assert (out / "progress.json").exists() and not (out / "manifest.json").exists()
+    assert (out / PIECE).exists() and (out / "partial.json").exists()
 
 
-def stop_training(world: Path) -> None:
-    """The training again, ended by an error in its ninth step, with a checkpoint of before."""
-    step, left = trainer.train_step, 2 * 8
+def interrupted(action: Callable[..., Any], left: int) -> Callable[..., Any]:
+    """``action``, so many times."""
 
     def limited(*args: Any, **kwargs: Any) -> Any:
         nonlocal left
         left -= 1
         if left < 0:
             raise Interrupted
-        return step(*args, **kwargs)
+        return action(*args, **kwargs)
 
-    trainer.train_step = limited
-    try:
-        with contextlib.suppress(Interrupted):
-            main([str(part) for part in [*train_arguments(world, "stopped"), "--checkpoint-seconds", 0]])
-    finally:
-        trainer.train_step = step
+    return limited
+
+
+def stop_training(world: Path) -> None:
+    """The training again, ended by an error in its ninth step, with a checkpoint of before."""
+    steps = interrupted(trainer.train_step, 2 * 8)
+    with mock.patch.object(trainer, "train_step", steps), contextlib.suppress(Interrupted):
+        main([str(part) for part in [*train_arguments(world, "stopped"), "--checkpoint-seconds", 0]])
     assert list((world / "stopped" / "checkpoints").glob("step-*"))
+
+
+def set_aside(world: Path) -> None:
+    """The training again, as if one of its runs had diverged."""
+    shutil.copytree(world / "runs", world / "aside")
+    diverged = world / "aside" / f"{RECIPES[1]}-k4"
+    for file in diverged.glob("sae.*"):
+        file.unlink()
+    write_aside(diverged, SetAside(5, "its weights are not finite before step 5", None))
+
+
+def transformed(folder: Path) -> None:
+    """An SAE whose transform has a tensor: what is trained here has folded it in."""
+    config = ap.recipe("token_choice").make(16, D_SAE, 4, 0).sae
+    sae = ap.SAE(config.model_copy(update={"transform": MeanConfig()}))
+    draw = torch.Generator().manual_seed(0)
+    sae.transform.initialise(torch.randn(64, 16, generator=draw))
+    sae.initialise(torch.zeros(16), draw)
+    ap.save(sae.freeze(), folder)
 
 
 def source(world: Path) -> ap.Source:

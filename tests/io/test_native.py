@@ -277,6 +277,11 @@ def test_a_config_asks_for_no_memory_that_the_file_does_not_fill(tmp_path: Path)
         {"source": {"heldout": "x"}},
         {"training": {"l0_train": []}},
         {"calibration": 1},
+        {"source": {"tokens": 3}},
+        {"source": {"tokens": {"norm_bound": "x"}}},
+        {"calibration": {"fvu_before": "x"}},
+        {"calibration": {"tokens": 0}},
+        {"training": {"sparsity": []}},
     ],
     ids=str,
 )

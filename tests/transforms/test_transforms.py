@@ -85,6 +85,13 @@ class TestEveryKind:
         torch.testing.assert_close(folded.decode(raw) * scale, sae.decode(code), rtol=1e-4, atol=1e-4)
         assert folded.config.transform.kind == ("none" if kind == "mean" else kind)
 
+    def test_a_prefix_sees_what_the_whole_saw(self, kind, rule):
+        sae, x = make(kind, rule), tokens(40, 5)
+        prefix = sae.prefix(48)
+        assert prefix.config.transform == sae.config.transform
+        assert torch.equal(prefix.transform(x)[0], sae.transform(x)[0])
+        assert torch.allclose(prefix.read(x).pre.dense(), sae.read(x).pre.dense()[:, :48], atol=1e-5)
+
     def test_saving_is_exact(self, kind, rule, tmp_path):
         sae, x = make(kind, rule), tokens(40, 5)
         ap.save(sae, tmp_path)

@@ -206,10 +206,10 @@ def summary(name: str, sae: SAE, out: str | Path) -> dict[str, Any]:
         "l0_train": training["l0_train"],
         "l0_calibrated": calibration["l0"],
         "short": calibration["short"],
-        "fvu_train": training["fvu_train"],
+        "fvu_train": training.get("fvu_train"),
         **dead_in_training(sae.metadata),
         "tokens": training["tokens"],
-        "tokens_per_s": training["tokens_per_s"],
+        "tokens_per_s": training.get("tokens_per_s"),
         "path": str(Path(out) / name),
         "caveats": caveats(sae, name),
     }

@@ -9,14 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_SHARES = ("heldout",)
-_COUNTS = ("split_seed",)
-_GROUPS = ("source", "training", "calibration", "cut_from")
+_OBJECTS = (
+    *("source", "source.tokens", "training", "training.config", "training.settings", "training.sparsity"),
+    *("calibration", "cut_from", "cut_from.calibration"),
+)
 _NUMBERS = {
-    "training": ("l0_train", "fvu_train", "dead", "tokens", "tokens_per_s", "steps", "scale"),
-    "calibration": ("l0", "short"),
+    "source.tokens": ("outliers", "norm_bound", "left_out"),
+    "training": (*("l0_train", "fvu_train", "dead", "never_fired", "tokens", "tokens_per_s", "steps", "scale"),),
+    "calibration": ("k", "l0", "l0_se", "l0_fitted", "short", "lift", "fvu_before", "fvu"),
+    "cut_from.calibration": ("lift",),
 }
-_WITHIN = {"training": ("config", "settings"), "cut_from": ("calibration",)}
+"""By the object that they stand in; each may be null, where it is not known."""
 
 
 def tensors_fault(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str | None:
@@ -51,24 +54,30 @@ def metadata_fault(metadata: Any) -> str | None:
     """What is wrong with those parts of an SAE's metadata that are read, in words; others may be anything."""
     if not isinstance(metadata, dict):
         return f"its metadata are a {type(metadata).__name__}, expected an object"
-    for group in _GROUPS:
-        told = metadata.get(group, {})
-        if not isinstance(told, dict):
-            return f"its metadata say {group} = {told!r:.60}, expected an object"
-        for name in _WITHIN.get(group, ()):
-            if not isinstance(told.get(name, {}), dict):
-                return f"its metadata say {group}.{name} = {told[name]!r:.60}, expected an object"
-        for name in _NUMBERS.get(group, ()):
-            if not (told.get(name) is None or _is_number(told[name])):
-                return f"its metadata say {group}.{name} = {told[name]!r:.60}, expected a number"
-    source = metadata.get("source", {})
-    for name in _SHARES:
-        if name in source and not (_is_number(source[name]) and 0 <= source[name] < 1):
-            return f"its metadata say source.{name} = {source[name]!r:.60}, expected a share below 1"
-    for name in _COUNTS:
-        if name in source and type(source[name]) is not int:
-            return f"its metadata say source.{name} = {source[name]!r:.60}, expected a whole number"
+    for path in _OBJECTS:  # an object comes before what is in it
+        if not isinstance(told := _at(metadata, path), dict):
+            return f"its metadata say {path} = {told!r:.60}, expected an object"
+    for path, names in _NUMBERS.items():
+        for name, value in _at(metadata, path).items():
+            if name in names and not (value is None or _is_number(value)):
+                return f"its metadata say {path}.{name} = {value!r:.60}, expected a number"
+    source, tokens = metadata.get("source", {}), _at(metadata, "calibration").get("tokens", 1)
+    heldout, seed = source.get("heldout", 0), source.get("split_seed", 0)
+    if not (_is_number(heldout) and 0 <= heldout < 1):
+        return f"its metadata say source.heldout = {heldout!r:.60}, expected a share below 1"
+    if type(seed) is not int:
+        return f"its metadata say source.split_seed = {seed!r:.60}, expected a whole number"
+    if type(tokens) is not int or tokens < 1:
+        return f"its metadata say calibration.tokens = {tokens!r:.60}, expected a number of tokens"
     return None
+
+
+def _at(metadata: dict[str, Any], path: str) -> Any:
+    """What stands at a dotted path; an object without anything where nothing does."""
+    place: Any = metadata
+    for key in path.split("."):
+        place = place.get(key, {})
+    return place
 
 
 def _is_number(value: Any) -> bool:

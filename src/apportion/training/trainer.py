@@ -40,6 +40,9 @@ from .plan import check_runs, claim_folder
 from .step import Run, train_step
 from .tally import Tally, fault_in, weights_are_finite
 
+_TOLD = {"training": ("l0_train", "tokens"), "calibration": ("k", "l0", "tokens", "short")}
+"""What the metadata of every SAE that was trained to its end say."""
+
 
 def train(
     configs: Mapping[str, RunConfig],
@@ -114,7 +117,15 @@ def _finished(configs: Mapping[str, RunConfig], out: Path, device: torch.device)
     left = [name for name in configs if read_aside(out / name) is None]
     if not all(what_is(out / name / "sae.json") is not None for name in left):
         return None
-    return {name: load_sae(out / name).to(device) for name in left}
+    saes = {name: load_sae(out / name).to(device) for name in left}
+    for name, sae in saes.items():
+        for group, keys in _TOLD.items():
+            if lacking := [key for key in keys if sae.metadata.get(group, {}).get(key) is None]:
+                raise InvalidCheckpoint(
+                    f"{out / name / 'sae.json'} does not say {group}.{lacking[0]}, so that it is not what this "
+                    "training wrote; restore it from a copy, or delete it to go on from the last checkpoint"
+                )
+    return saes
 
 
 class _Session:
