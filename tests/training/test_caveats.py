@@ -97,3 +97,11 @@ def test_a_batch_of_equal_rows_has_no_fvu() -> None:
     run, clock = Run(config(), torch.zeros(D_IN)), ap.Clock(0, 2)
     record = Tally().record(run, train_step(run, torch.ones(8, D_IN), clock), clock)
     assert record["fvu"] is None and fault_in(record) is None, "no number, and no sign that it diverges"
+
+
+def test_an_sae_that_spends_another_k_on_what_it_is_measured_on_says_so():
+    sae = ap.SAE(ap.recipe("topk").make(8, 32, 4, 0).sae)
+    near, far = ({"l0": l0, "l0_se": 0.1} for l0 in (4.25, 4.3))
+    assert caveats(sae, "run", near) == []
+    assert caveats(sae, "run", far) == ["run 'run' spends 4.3 ± 0.1 features per token here and not k = 4"]
+    assert caveats(sae, "run", {"l0": 9.0, "l0_se": None}) == []  # of one document nobody knows

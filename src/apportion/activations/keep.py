@@ -85,7 +85,7 @@ class Outliers:
         """What a person is told of it."""
         return (
             f"{self.rows:,} of {self.tokens:,} tokens ({self.rows / self.tokens:.2%}) have a norm above "
-            f"{self.outliers:g} times the median ({self.bound:,.4g}) and take no part in training and figures; "
+            f"{self.bound:,.4g}, {self.outliers:g} times the median, and take no part in training and figures; "
             f"{self.first / self.rows:.0%} of them are the first of their context (keep_outliers=True, on the "
             "command line --keep-outliers, lets them take part)"
         )

@@ -44,6 +44,7 @@ from .weights import fingerprint_of
 from .writing import ShardWriter
 
 _OURS = r"(?:shard|partial)-[\d-]+\.safetensors|(?:manifest|progress|partial)\.json"
+SHARD_ROWS = 65_536
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -56,7 +57,7 @@ def capture_to_store(
     context: int = 128,
     batch_size: int = 32,
     dtype: str = "float32",
-    shard_rows: int = 65_536,
+    shard_rows: int | None = None,
     max_rows: int | None = None,
     outliers: float | None = OUTLIERS,
     skip_first: int = 0,
@@ -78,7 +79,8 @@ def capture_to_store(
         context: most tokens that the model reads at once, special tokens included; longer documents are cut.
         batch_size: contexts per forward pass.
         dtype: of the activations on disk: float32, float16 or bfloat16.
-        shard_rows: most rows per shard, at least ``context``, or the rows of an item.
+        shard_rows: most rows per shard, at least ``context``, or the rows of an item; None for 65,536, or
+            ``context`` if that is more.
         max_rows: end after exactly this many rows. A finished store goes on if more are asked for: its last shard
             is made again, and it ends with the same bytes as one that was captured at once.
         outliers: mark rows whose norm is above so many times the median of their module's first rows; sources
@@ -96,6 +98,7 @@ def capture_to_store(
     capture in ``out`` is gone or cut off).
     """
     names = [modules] if isinstance(modules, str) else list(dict.fromkeys(modules))
+    shard_rows = max(SHARD_ROWS, context) if shard_rows is None else shard_rows
     given = {"context": context, "batch_size": batch_size, "dtype": dtype, "shard_rows": shard_rows}
     name = model if isinstance(model, str) else model.name
     given |= {"model": spelled(name), "modules": names, "max_rows": max_rows, "data": data_description}

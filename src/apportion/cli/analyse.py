@@ -24,7 +24,7 @@ from ..training import caveats
 from .data import documents_of
 from .evaluate import source_of
 from .model import ModelOptions
-from .output import import_plugins, integers_in, show, shown_here
+from .output import import_plugins, integers_in, say, show, shown_here
 from .runs import find_saes
 
 TABLE = ("run", "covariate", "rho", "rho_half", "explained", "bin", "tokens", "documents", "k", "k_half")
@@ -102,6 +102,7 @@ class Analyse:
         rows: list[dict[str, Any]] = []
         words, scores = self._words(), self._scores()
         model = self.loading.load(self.model, self.device) if self.model else None
+        remarks: list[str] = []
         # What tokens have by themselves is the same for all SAEs of a split.
         of_rows: dict[str, dict[str, NDArray[np.float64]]] = {}
         for folder in folders:
@@ -117,7 +118,10 @@ class Analyse:
                 found = self._relations(sae, source, labels, scores, of_rows[split])
             told = caveats(sae, folder.name)
             rows += [{"run": folder.name, **row, "caveats": told} for row in found]
+            remarks += source.remarks()
         show(rows, self.json, PROBES if self.probe else TABLE)
+        for sentence in dict.fromkeys(remarks):
+            say(sentence)
         return 0
 
     def _relations(
@@ -193,6 +197,11 @@ class Analyse:
         )
         documents = list(found)
         found.left_out.tell()
+        if not names:
+            raise InvalidInput(
+                f"no record of --labels has anything in its field {self.field!r}; name the field that holds "
+                "the label"
+            )
         if repeated := repeated_ids(document.id for document in documents):
             raise InvalidInput(
                 f"{len(repeated):,} ids belong to more than one document of --labels (first: {repeated[0]!r}), "

@@ -156,6 +156,10 @@ class Train:
     def _configs(self, d_in: int) -> dict[str, RunConfig]:
         if self.expansion is not None and not math.isfinite(self.expansion):
             raise InvalidConfig(f"--expansion = {self.expansion} is not finite; give a factor such as 16")
+        if self.expansion is not None and self.d_sae is not None:
+            raise InvalidConfig(
+                f"--d-sae {self.d_sae} and --expansion {self.expansion:g} were both given; choose one"
+            )
         if self.lr is not None and not 0 < self.lr < math.inf:
             raise InvalidConfig(f"--lr = {self.lr} is not a positive number; give a rate such as 0.001")
         published = self._published()

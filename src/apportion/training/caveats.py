@@ -10,7 +10,7 @@ from ..errors import InvalidConfig, UnknownName
 from ..metrics.concentration import TOP, dominated
 from ..sae import SAE
 from .configs import RunConfig
-from .missed import missed
+from .missed import UNSEEN, missed
 
 MARK = "†"
 """Stands at an SAE with caveats in every table and chart, and before each sentence on it."""
@@ -123,6 +123,13 @@ def _worse_than_the_mean(case: Case) -> Iterator[str]:
         )
 
 
+def _off_k_here(case: Case) -> Iterator[str]:
+    """That it spends another number of features on the tokens that it was measured on."""
+    l0, se, k = number(case.measures.get("l0")), number(case.measures.get("l0_se")), case.sae.k
+    if l0 is not None and se is not None and abs(l0 - k) > UNSEEN * k + 2 * se:
+        yield f"run '{case.name}' spends {l0:.4g} ± {se:.2g} features per token here and not k = {k:g}"
+
+
 def _few_tokens(case: Case) -> Iterator[str]:
     """That its figures are about a few tokens."""
     for share in (number(case.measures.get(TOP)), case.told("calibration", TOP)):
@@ -131,5 +138,11 @@ def _few_tokens(case: Case) -> Iterator[str]:
             return
 
 
-CHECKS: tuple[Callable[[Case], Iterable[str]], ...] = (_set_aside, _off_k, _worse_than_the_mean, _few_tokens)
+CHECKS: tuple[Callable[[Case], Iterable[str]], ...] = (
+    _set_aside,
+    _off_k,
+    _off_k_here,
+    _worse_than_the_mean,
+    _few_tokens,
+)
 """A new caveat is a function here: it yields a whole sentence that names the run, or nothing."""

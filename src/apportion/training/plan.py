@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 import secrets
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..activations.source import Source
 from ..config import Config
-from ..errors import InvalidCheckpoint, InvalidConfig, InvalidInput
+from ..errors import ApportionWarning, InvalidCheckpoint, InvalidConfig, InvalidInput
 from ..files import check_format, check_seal, read_json, seal, storage, what_is, write_json
 from ..schedules import Schedule
 from .aside import read_aside
@@ -41,11 +42,27 @@ def check_runs(configs: Mapping[str, RunConfig], source: Source, settings: Train
     first = next(iter(source.blocks("calibrate", 1)), None)
     if first is None:
         raise InvalidInput("no documents are held out to calibrate on; raise the held-out share of the source")
+    _warn_if_unmeasurable(source)
     taught = [name for name, config in configs.items() if config.sae.allocator.learns_from_targets]
     if taught and first.target is None:
         raise InvalidInput(
             f"run '{taught[0]}' learns from a score of every text and the activations come without; give scores "
             "(--scores FILE, or ap.with_scores(source, scores))"
+        )
+
+
+def _warn_if_unmeasurable(source: Source) -> None:
+    """Say so if there is nothing that the SAEs could be evaluated on."""
+    try:
+        measurable = next(iter(source.blocks("evaluate", 1)), None) is not None
+    except InvalidInput:
+        measurable = False
+    if not measurable:
+        warnings.warn(
+            "no documents are held out to evaluate on, so these SAEs cannot be measured on this source; give "
+            "more documents or hold out a larger share",
+            ApportionWarning,
+            stacklevel=4,
         )
 
 
