@@ -89,7 +89,7 @@ def test_a_capture_does_not_go_on_with_other_weights(folder, tmp_path):
         widths=whole.modules,
         shards=whole.shards[:1],
         weights=whole.weights,
-        cursor={"document": 1},
+        cursor={"document": whole.shards[0].documents},
     )
     train_on(folder)
     with pytest.raises(InvalidConfig, match=f"other weights of .*{whole.weights}.* than it has now"):

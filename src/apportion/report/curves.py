@@ -64,7 +64,8 @@ def _record(line: str, place: str) -> dict[str, float | None]:
     numbers = {name: number(found.get(name)) for name in ("tokens", *MEASURES)}
     for name, value in numbers.items():
         if value is None and (name == "tokens" or found.get(name) is not None):
-            raise InvalidInput(f"{place} has {name} = {str(found.get(name))[:40]}, which is no number; {_REMEDY}")
+            said = repr(found.get(name)).strip("'")[:40]
+            raise InvalidInput(f"{place} has {name} = {said}, which is no number; {_REMEDY}")
     return numbers
 
 
