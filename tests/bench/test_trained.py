@@ -61,9 +61,12 @@ def test_it_refuses_other_rows_a_training_without_a_checkpoint_and_a_single_roun
 def test_a_damaged_plan_is_one_sentence_from_the_command(folder, tmp_path, capsys):
     plan = json.loads((folder / "train.json").read_text())
     plan["source"]["rows"] = "400"
+    command = ["bench", "trained", "--runs", str(tmp_path), "--data", str(tmp_path)]
     (tmp_path / "train.json").write_text(json.dumps(plan))
-    assert main(["bench", "trained", "--runs", str(tmp_path), "--data", str(tmp_path)]) != 0
-    assert "rows = '400'" in capsys.readouterr().err
+    assert main(command) == 2 and "does not match its checksum" in capsys.readouterr().err
+    del plan["checksum"]  # as one of before there were any
+    (tmp_path / "train.json").write_text(json.dumps(plan))
+    assert main(command) == 2 and "rows = '400'" in capsys.readouterr().err
 
 
 def test_the_command_wants_both_folders(folder, capsys):
