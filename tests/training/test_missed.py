@@ -72,6 +72,31 @@ def test_what_a_frozen_one_misses_is_said_too():
     assert len(said("relu_l1", 12.0, l0=9.9, short=700)) == 2
 
 
+def frozen(k=10.0, **calibration):
+    """What is said of an SAE whose training ended at k and whose calibration came to that."""
+    fields = {"k": k, "l0": k, "l0_fitted": k, "l0_se": 0.1, "tokens": 5000, "short": 0, "folds": 8}
+    metadata = {"training": {"l0_train": k}, "calibration": fields | calibration}
+    return missed("r", find_recipe("feature_choice").make(16, 64, k, 0), metadata)
+
+
+def test_k_on_unseen_tokens_may_be_missed_by_two_percent_and_two_errors():
+    assert frozen(l0=10.39) == frozen(l0=9.61) == frozen(l0_fitted=8.5) == []
+    (sentence,) = frozen(l0=10.41)
+    assert sentence.startswith(
+        "run 'r' spends 10.41 ± 0.1 frozen on tokens that it was not fitted on, and k = 10"
+    )
+    assert "5,000" in sentence and sentence.endswith("calibrate on more")
+    assert frozen(l0_se=1.0) == [] and "spends 10 ± 1.1 frozen" in frozen(l0_se=1.1)[0]
+    (short,) = frozen(l0=9.9, l0_fitted=9.9, short=700)
+    assert "700 of 5,000 tokens have no more positive affinities" in short
+
+
+def test_a_fit_that_explains_less_than_what_was_trained_says_so():
+    assert frozen(fvu_before=0.4, fvu=0.41) == frozen(fvu_before=None, fvu=None) == []
+    (sentence,) = frozen(fvu_before=0.425, fvu=1.297)
+    assert "fitted to k = 10, FVU 1.3 where it was 0.425" in sentence and sentence.endswith("to k")
+
+
 def test_an_sae_of_an_earlier_version_has_no_flag():
     run = find_recipe("relu_l1").make(16, 64, 10.0, 0)
     calibration = {"k": 10.0, "l0": 10.0, "tokens": 5000, "short": 0}

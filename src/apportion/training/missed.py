@@ -19,6 +19,9 @@ FROZEN = 0.001
 UNSEEN = 0.02
 """Of k: what it may miss it by on other tokens, beside two standard errors."""
 
+VAGUE = 0.1
+"""Of k: the standard error on other tokens from which on the calibration tokens are too few to promise k."""
+
 WORSE = 0.05
 """Of the FVU: by how much the fit to k may raise it without a word. Thresholds of training are running means."""
 
@@ -50,13 +53,15 @@ def _frozen(calibration: Mapping[str, Any]) -> str | None:
             f"{fitted:.4g} frozen and not k = {k:g}, for {short:,} of {tokens:,} tokens have no more positive "
             "affinities: ask for a smaller k"
         )
-    if abs(l0 - k) <= (max(FROZEN * k, 1 / tokens) if se is None else UNSEEN * k + 2 * se):
-        return None
     if se is None:
+        if abs(l0 - k) <= max(FROZEN * k, 1 / tokens):
+            return None
         return f"{l0:.4g} frozen and not k = {k:g}, over {tokens:,} tokens: calibrate on more tokens"
+    if abs(l0 - k) <= UNSEEN * k + 2 * se and se <= VAGUE * k:
+        return None
     return (
-        f"{l0:.4g} ± {se:.2g} frozen and not k = {k:g} on tokens that it was not fitted on, for {tokens:,} "
-        "say too little about its thresholds: calibrate on more tokens"
+        f"{l0:.4g} ± {se:.2g} frozen on tokens that it was not fitted on, and k = {k:g} cannot be promised from "
+        f"{tokens:,} tokens: calibrate on more"
     )
 
 
